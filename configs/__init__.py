@@ -1,0 +1,1 @@
+"""One YAML per preset, all stages in one file."""

@@ -1,0 +1,1 @@
+"""How a prompt becomes rollouts: core types, renderer, environments, the vLLM generator, recorder."""
