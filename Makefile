@@ -1,0 +1,85 @@
+# The front door. `make help` explains every target.
+
+SHELL := /bin/bash
+BIN := .venv/bin
+STAMP := .venv/.posttrain-installed
+SOURCES := posttrain judges curricula rollouts configs tests
+
+# A preset's name (configs/NAME.yaml) or the path of a YAML file.
+CONFIG ?= tiny
+# The run directory, shared by the stages of one run.
+RUN ?= runs/$(patsubst %.yaml,%,$(notdir $(CONFIG)))
+# For sft, rl and dpo: `auto` or a checkpoint directory continues a stage that was stopped.
+RESUME ?=
+# For eval: any checkpoint directory.
+CHECKPOINT ?= $(RUN)/export
+# More arguments for the command, such as overrides of the config: ARGS="rl.max_staleness=0".
+ARGS ?=
+
+# Exported only when set on the command line, for .ci/install.sh.
+export PYTHON EXTRA
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo run prune sft rl dpo eval tiny test test-fast lint format typecheck contract clean
+
+help: ## explain every target
+	@echo 'usage: make TARGET [CONFIG=tiny] [RUN=runs/NAME] [RESUME=auto] [ARGS="rl.max_staleness=0"]'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo 'CONFIG is the name of a preset in configs/ or the path of a YAML file. RUN is the run directory that the'
+	@echo 'stages share (default: runs/CONFIG). What a target needs is installed first, into .venv.'
+
+install: $(STAMP) ## create .venv and install everything in it, pinned by .ci/constraints-cpu.txt (GPU: found by itself)
+
+$(STAMP): pyproject.toml .ci/constraints-cpu.txt .ci/install.sh
+	@.ci/install.sh
+
+demo: RUN = runs/demo
+demo: $(STAMP) ## watch a tiny model get better in three stages, on two CPU cores, in minutes
+	$(BIN)/posttrain run tiny --run $(RUN) $(ARGS)
+
+run: $(STAMP) ## all stages of CONFIG; continues where RUN stands
+	$(BIN)/posttrain run $(CONFIG) --run $(RUN) $(ARGS)
+
+prune: $(STAMP) ## judge every demonstration and drop the easy ones
+	$(BIN)/posttrain prune $(CONFIG) --run $(RUN) $(ARGS)
+
+sft: $(STAMP) ## supervised fine-tuning on the demonstrations that prune kept
+sft: stage = sft
+rl: $(STAMP) ## asynchronous online reinforcement learning, from RUN's newest SFT checkpoint
+rl: stage = rl
+dpo: $(STAMP) ## light DPO on mined corner cases, from RUN's newest RL checkpoint
+dpo: stage = dpo
+sft rl dpo:
+	$(BIN)/posttrain $(stage) $(CONFIG) --run $(RUN) $(if $(RESUME),--resume $(RESUME)) $(ARGS)
+
+eval: $(STAMP) ## measure CHECKPOINT (default: RUN/export): pass@1, pass@k and corner cases, with intervals
+	$(BIN)/posttrain eval $(CHECKPOINT) $(ARGS)
+
+tiny: $(STAMP) ## build the tiny world again from its seed (the committed one is what demo uses)
+	$(BIN)/posttrain tiny build $(ARGS)
+
+test: $(STAMP) ## all tests, the real engines included (under 15 minutes on two cores)
+	$(BIN)/pytest $(ARGS)
+
+test-fast: $(STAMP) ## the tests that start no engine
+	$(BIN)/pytest -m "not integration and not slow and not gpu" $(ARGS)
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+format: $(STAMP) ## let ruff fix and format the code
+	$(BIN)/ruff check --fix-only $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+typecheck: $(STAMP) ## mypy over the four packages
+	$(BIN)/mypy
+
+contract: $(STAMP) ## import-linter: imports point down, type files load no engine
+	$(BIN)/lint-imports
+
+clean: ## remove caches and built packages; runs/ and .venv stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
