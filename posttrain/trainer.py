@@ -1,0 +1,185 @@
+"""The policy trainer: one optimizer step for each policy version, weights published through shared memory.
+
+Runs in a Ray actor of its own; usable without Ray as well.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
+
+from posttrain.batch import TrainBatch, microbatches, rows_of
+from posttrain.config import RLConfig
+from posttrain.losses import PolicyLoss, clipped_policy_loss, kl_penalty
+from rollouts.types import RolloutGroup
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one train step did; rates and means are over its sampled tokens."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    entropy: float
+    kl: float  # k3 estimate of KL(behaviour || policy): how far the policy has moved from the one that sampled
+    clip_share: float
+    max_ratio: float
+    tokens: int
+    padding_share: float
+    seconds: float
+
+
+class PolicyTrainer:
+    """Holds the policy in training with its optimizer and schedule."""
+
+    def __init__(self, model: str, config: RLConfig, seed: int, threads: int, device: str | None = None) -> None:
+        """Loads the policy.
+
+        Args:
+            model: a Hugging Face model directory.
+            config: the `rl` section of the configuration.
+            seed: of everything random in training (dropout, where a model has it).
+            threads: CPU threads of this process.
+            device: where to train; the first GPU if there is one, else the CPU.
+        """
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        self.config = config
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(self.device)
+        self.policy.train()
+        self.reference = None
+        if config.kl_coef:
+            self.reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(self.device).eval()
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(),
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.weight_decay,
+        )
+        self.scheduler = get_scheduler(
+            config.lr_scheduler_type, self.optimizer, num_warmup_steps=config.warmup_steps,
+            num_training_steps=config.steps,
+        )  # fmt: skip
+        self.busy_seconds = 0.0
+
+    def ready(self) -> bool:
+        """Returns once the policy is loaded."""
+        return True
+
+    def train_step(self, groups: Sequence[RolloutGroup]) -> StepMetrics:
+        """One optimizer step on the groups of one batch.
+
+        Raises:
+            FloatingPointError: the loss or the gradient is not finite; the parameters are left as they were.
+        """
+        started = time.monotonic()
+        rows = rows_of(groups, self.config.advantage)
+        num_loss_tokens = sum(sum(row.loss_mask) for row in rows)
+        num_tokens, padded = sum(len(row.token_ids) for row in rows), 0
+        sums = dict.fromkeys(("loss", "entropy", "kl", "clipped"), 0.0)
+        max_ratio = 0.0
+        for batch in microbatches(rows, self.config.tokens_per_microbatch, self.tokenizer.pad_token_id or 0):
+            result, entropy = self._backward(batch, num_loss_tokens)
+            padded += batch.token_ids.numel()
+            sums["loss"] += result.loss.item()
+            sums["kl"] += result.kl.item()
+            sums["clipped"] += result.clipped.item()
+            sums["entropy"] += entropy
+            max_ratio = max(max_ratio, result.max_ratio.item())
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm).item()
+        if not (grad_norm < float("inf")):
+            self.optimizer.zero_grad()
+            raise FloatingPointError(f"the gradient is not finite (norm {grad_norm}, loss {sums['loss']})")
+        learning_rate = self.scheduler.get_last_lr()[0]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        seconds = time.monotonic() - started
+        self.busy_seconds += seconds
+        return StepMetrics(
+            loss=sums["loss"],
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            entropy=sums["entropy"] / num_loss_tokens,
+            kl=sums["kl"] / num_loss_tokens,
+            clip_share=sums["clipped"] / num_loss_tokens,
+            max_ratio=max_ratio,
+            tokens=num_loss_tokens,
+            padding_share=1 - num_tokens / padded,
+            seconds=seconds,
+        )
+
+    def _backward(self, batch: TrainBatch, num_loss_tokens: int) -> tuple[PolicyLoss, float]:
+        token_ids, mask = batch.token_ids.to(self.device), batch.loss_mask[:, 1:].to(self.device)
+        logprobs_N, entropy_N = self._logprobs(self.policy, token_ids, mask)
+        result = clipped_policy_loss(
+            logprobs_N,
+            batch.behaviour_logprobs[:, 1:].to(self.device)[mask],
+            batch.advantages[:, 1:].to(self.device)[mask],
+            num_loss_tokens,
+            self.config.clip_low,
+            self.config.clip_high,
+        )
+        loss = result.loss
+        if self.reference is not None:
+            with torch.no_grad():
+                ref_logprobs_N, _ = self._logprobs(self.reference, token_ids, mask)
+            loss = loss + self.config.kl_coef * kl_penalty(logprobs_N, ref_logprobs_N, num_loss_tokens)
+        loss.backward()
+        return result, entropy_N.sum().item()
+
+    def _logprobs(self, model: Any, token_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability and entropy of the tokens under the mask [B, T-1], at the sampling temperature: [N] each.
+
+        Only the positions before a sampled token go through the output head; padding on the right needs no attention
+        mask in a causal model.
+        """
+        hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state[:, :-1][mask]
+        logits = model.get_output_embeddings()(hidden).float() / self.config.sampling.temperature
+        logprobs = torch.log_softmax(logits, dim=-1)
+        with torch.no_grad():
+            entropy = -(logprobs.exp() * logprobs).sum(-1)
+        return logprobs.gather(1, token_ids[:, 1:][mask][:, None]).squeeze(1), entropy
+
+    # ------------------------------------------------------------------------------------------ weights and state
+
+    def publish(self, path: str) -> None:
+        """Writes the policy's parameters to a safetensors file (in shared memory) for the generators to load."""
+        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.policy.named_parameters()}
+        save_file(tensors, path)
+
+    def save(self, directory: str) -> None:
+        """Writes the model directory and the optimizer's state into an existing directory.
+
+        The optimizer is stored as safetensors too: a checkpoint holds no pickle.
+        """
+        self.policy.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+        state = self.optimizer.state_dict()["state"]
+        flat = {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+        save_file(flat, Path(directory) / "optimizer.safetensors")
+
+    def load_optimizer(self, directory: str, step: int) -> None:
+        """Restores what `save` wrote (the policy itself is loaded from the directory at construction)."""
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in load_file(Path(directory) / "optimizer.safetensors").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for _ in range(step):
+            self.scheduler.step()
+
+    def metrics(self) -> dict[str, float]:
+        """Seconds spent in train steps since the start."""
+        return {"busy_seconds": self.busy_seconds}

@@ -1,0 +1,290 @@
+"""The vLLM generator: one engine in one process, whose weights are updated while it runs.
+
+A thread steps the engine; between two steps it takes what was asked of it: new requests, a weight update, an abort.
+An update therefore lands between two tokens of the requests in flight. They are kept, their key-value cache is
+computed anew under the new weights, and each sampled token carries the policy version it was sampled under.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rollouts.errors import EngineError
+from rollouts.types import Rollout, Sampling, Span
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine is started with; every field is vLLM's own, but `threads`.
+
+    `logprobs_mode` is `processed_logprobs` for a policy (log-probabilities at the sampling temperature, which is what
+    an importance ratio needs) and `raw_logprobs` for a judge (what the model itself says of a forced label).
+    """
+
+    dtype: str = "float32"
+    max_model_len: int = 512
+    max_num_seqs: int = 256
+    tensor_parallel_size: int = 1
+    enforce_eager: bool = True
+    kv_cache_gib: float | None = 0.25
+    gpu_memory_utilization: float = 0.85
+    logprobs_mode: str = "processed_logprobs"
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """`n` completions of one tokenized prompt.
+
+    `choices` forces the completion to be one of these strings; `seed` fixes the sampling of this request.
+    """
+
+    prompt_token_ids: tuple[int, ...]
+    sampling: Sampling
+    n: int = 1
+    seed: int | None = None
+    choices: tuple[str, ...] = ()
+
+
+class Generator:
+    """Serves `generate` and `update_weights`; wrapped into a Ray actor by the pipeline, usable without Ray as well."""
+
+    def __init__(self, model: str, settings: EngineSettings, version: int = 0) -> None:
+        """Starts the engine on a checkpoint directory.
+
+        Args:
+            model: a Hugging Face model directory.
+            settings: see `EngineSettings`.
+            version: the policy version that these weights are.
+        """
+        self._engine = _start_engine(model, settings)
+        self._tokenizer = self._engine.get_tokenizer()
+        self._commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._waiting: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Future[list[Rollout]]]] = {}
+        self._ids = itertools.count()
+        self._tokens = 0
+        self._busy_seconds = 0.0
+        self._failure: BaseException | None = None
+        self._set_version(version)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------------------------------------ asked from outside
+
+    async def ready(self) -> int:
+        """Returns the process id once the engine has started."""
+        return os.getpid()
+
+    async def generate(self, request: Request) -> list[Rollout]:
+        """Samples the completions of one request.
+
+        Raises:
+            EngineError: the engine died.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Rollout]] = loop.create_future()
+        self._submit(lambda: self._add(request, loop, future))
+        return await future
+
+    async def generate_all(self, requests: Sequence[Request]) -> list[list[Rollout]]:
+        """`generate` for many requests at once, in their order."""
+        return await asyncio.gather(*(self.generate(request) for request in requests))
+
+    async def update_weights(self, path: str, version: int) -> float:
+        """Loads a safetensors file into the live engine; requests in flight go on under the new weights.
+
+        Args:
+            path: every parameter under its Hugging Face name; must stay until this returns.
+            version: the policy version that the tokens sampled from now on carry.
+
+        Returns:
+            Seconds during which no token was generated.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[float] = loop.create_future()
+        self._submit(lambda: self._update(path, version, loop, future))
+        return await future
+
+    async def metrics(self) -> dict[str, float]:
+        """Tokens generated and seconds spent generating since the start."""
+        return {"tokens": float(self._tokens), "busy_seconds": self._busy_seconds}
+
+    # ------------------------------------------------------------------------------------------- the engine's thread
+
+    def _submit(self, command: Callable[[], None]) -> None:
+        if self._failure is not None:
+            raise EngineError(f"the engine stopped: {self._failure!r}")
+        self._commands.put(command)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                block = not self._engine.has_unfinished_requests()
+                while True:
+                    try:
+                        command = self._commands.get(block=block)
+                    except queue.Empty:
+                        break
+                    if command is None:
+                        return
+                    command()
+                    block = not self._engine.has_unfinished_requests() and self._commands.empty()
+                    if block:
+                        break
+                if not self._engine.has_unfinished_requests():
+                    continue
+                started = time.monotonic()
+                outputs = self._engine.step()
+                self._busy_seconds += time.monotonic() - started
+                for output in outputs:
+                    if output.finished:
+                        self._finish(output)
+        except BaseException as failure:  # noqa: BLE001 - a dead engine must wake whoever waits for it
+            logging.getLogger(__name__).exception("the engine's thread died")
+            self._failure = failure
+            for loop, future in self._waiting.values():
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(_fail, future, EngineError(f"the engine stopped: {failure!r}"))
+
+    def _add(
+        self, request: Request, loop: asyncio.AbstractEventLoop, future: asyncio.Future[list[Rollout]]
+    ) -> None:
+        request_id = str(next(self._ids))
+        self._waiting[request_id] = (loop, future)
+        try:
+            self._engine.add_request(
+                request_id, {"prompt_token_ids": list(request.prompt_token_ids)}, _sampling_params(request)
+            )
+        except ValueError as error:  # a prompt longer than the context, say: this request's fault, not the engine's
+            del self._waiting[request_id]
+            loop.call_soon_threadsafe(_fail, future, error)
+
+    def _finish(self, output: Any) -> None:
+        loop, future = self._waiting.pop(output.request_id)
+        rollouts = []
+        for completion in sorted(output.outputs, key=lambda completion: completion.index):
+            token_ids = list(completion.token_ids)
+            self._tokens += len(token_ids)
+            spans: list[Span] = [
+                (span.start, span.end, int(span.version)) for span in completion.weight_versions or ()
+            ]
+            rollouts.append(
+                Rollout(
+                    token_ids=token_ids,
+                    loss_mask=[True] * len(token_ids),
+                    logprobs=_sampled_logprobs(completion.logprobs, token_ids),
+                    policy_versions=spans or [(0, len(token_ids), self._version)],
+                    finish_reason=completion.finish_reason or "stop",
+                    text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
+                )
+            )
+        loop.call_soon_threadsafe(_resolve, future, rollouts)
+
+    def _update(
+        self, path: str, version: int, loop: asyncio.AbstractEventLoop, future: asyncio.Future[float]
+    ) -> None:
+        started = time.monotonic()
+        try:
+            self._engine.collective_rpc("start_weight_update")
+            self._engine.collective_rpc("update_weights", kwargs={"update_info": {"path": path}})
+            self._engine.collective_rpc("finish_weight_update")
+        except Exception as error:  # half-loaded weights: nothing that this engine says can be trusted any more
+            loop.call_soon_threadsafe(_fail, future, EngineError(f"weight update {version} failed: {error!r}"))
+            raise
+        self._set_version(version)
+        loop.call_soon_threadsafe(_resolve, future, time.monotonic() - started)
+
+    def _set_version(self, version: int) -> None:
+        # Requests in flight are preempted, so that their cache is computed anew: kept, it would mix two versions, and
+        # no version would give the log-probabilities that are stored with the tokens.
+        self._engine.reset_prefix_cache(reset_running_requests=True)
+        self._engine.set_weight_version(str(version))
+        self._version = version
+
+
+def _start_engine(model: str, settings: EngineSettings) -> Any:
+    """An in-process vLLM engine; in process, because a weight update between two steps then needs no hand-shake."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+    import torch
+    from vllm.config import WeightTransferConfig
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from rollouts.weight_transfer import BACKEND
+
+    if current_platform.is_cpu():
+        torch.set_num_threads(settings.threads)
+    size = {} if settings.kv_cache_gib is None else {"kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30)}
+    return LLMEngine.from_engine_args(
+        EngineArgs(
+            model=model,
+            dtype=settings.dtype,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            enforce_eager=settings.enforce_eager,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            logprobs_mode=settings.logprobs_mode,
+            seed=settings.seed,
+            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+            worker_extension_cls="rollouts.weight_transfer.WorkerExtension",
+            disable_log_stats=True,
+            # On CPU a seeded request whose prompt is split over two steps kills the engine: it rewinds the request's
+            # random generator by an offset that CPU generators do not have. So prompts are never split there.
+            enable_chunked_prefill=not current_platform.is_cpu(),
+            max_num_batched_tokens=max(8192, settings.max_model_len),
+            **size,
+        )
+    )
+
+
+def _sampling_params(request: Request) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    sampling = request.sampling
+    return SamplingParams(
+        n=request.n,
+        seed=request.seed,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        stop=list(sampling.stop) or None,
+        detokenize=bool(sampling.stop),
+        logprobs=0,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        structured_outputs=StructuredOutputsParams(choice=list(request.choices)) if request.choices else None,
+    )
+
+
+def _sampled_logprobs(logprobs: Any, token_ids: list[int]) -> list[float]:
+    """The log-probability of each sampled token, out of vLLM's flat container (the sampled token comes first)."""
+    found = [logprobs.logprobs[start] for start in logprobs.start_indices]
+    assert [logprobs.token_ids[start] for start in logprobs.start_indices] == token_ids
+    return found
+
+
+def _resolve(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,38 @@
+"""Chat messages to tokens: the one place where a chat template is applied.
+
+Sampled completions are never tokenized again: what the engine sampled is what the trainer sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rollouts.errors import DataError
+from rollouts.types import Prompt
+
+
+class Renderer:
+    """Renders prompts with the chat template of a checkpoint's tokenizer."""
+
+    def __init__(self, model: str) -> None:
+        """Loads the tokenizer of a Hugging Face model directory.
+
+        Raises:
+            DataError: the tokenizer has no chat template.
+        """
+        from transformers import AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        if not self.tokenizer.chat_template:
+            raise DataError(f"{model}: the tokenizer has no chat template; add one as chat_template.jinja")
+
+    def prompt_tokens(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Token ids of the conversation up to where the assistant speaks."""
+        return tuple(
+            self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"]
+        )
+
+    def fitting(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Prompt]:
+        """The prompts that leave room for an answer within a context of `max_tokens`."""
+        return [prompt for prompt in prompts if len(self.prompt_tokens(prompt.messages)) <= max_tokens]
