@@ -1,0 +1,40 @@
+"""One YAML holds the settings of all stages; `load_config` reads a preset or a file and validates it.
+
+Loads no engine: neither torch, ray nor vllm, so that the command line answers at once.
+"""
+
+from posttrain.config.load import config_hash, load_config, preset_names, resolve_data, resolve_model
+from posttrain.config.schema import (
+    Config,
+    DataConfig,
+    DataSource,
+    DPOConfig,
+    EvalConfig,
+    GeneratorsConfig,
+    JudgeConfig,
+    MetricsConfig,
+    PruneConfig,
+    RLConfig,
+    SamplingConfig,
+    SFTConfig,
+)
+
+__all__ = [
+    "Config",
+    "DPOConfig",
+    "DataConfig",
+    "DataSource",
+    "EvalConfig",
+    "GeneratorsConfig",
+    "JudgeConfig",
+    "MetricsConfig",
+    "PruneConfig",
+    "RLConfig",
+    "SFTConfig",
+    "SamplingConfig",
+    "config_hash",
+    "load_config",
+    "preset_names",
+    "resolve_data",
+    "resolve_model",
+]

@@ -1,0 +1,420 @@
+"""Every setting of the pipeline: its name, meaning, unit, default and range, once, beneath the field.
+
+The defaults suit a model of about 1B parameters on a GPU; a preset states only what differs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from rollouts.types import Sampling
+
+Schedule = Literal["constant", "linear", "cosine"]
+GROUP_RELATIVE = ("grpo", "dr_grpo")
+"""The advantage estimators that compare the rollouts of a group with each other."""
+
+
+def conflict(key: str, value: object, why: str) -> PydanticCustomError:
+    """An error of the value of `key` (relative to the model that raises it) that another setting causes."""
+    return PydanticCustomError("conflict", "{why}", {"key": key, "value": value, "why": why})
+
+
+class Section(BaseModel):
+    """What every section has in common: unknown keys are errors, values are not coerced, nothing changes later."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # so that documentation can be generated from the schema
+    )
+
+
+class DataSource(Section):
+    """Where rows come from and how their fields are called there."""
+
+    path: str = ""
+    """A JSONL or Parquet file, a directory of them, a `datasets` name (`name`, `name/config`, each with `:split`), or
+    `tiny:sft`, `tiny:rl`, `tiny:heldout`. Relative to the current directory. Empty: not given, which is an error in
+    the stages that read it."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Our field's name → the row's, where they differ, e.g. `{prompt: question}`. Ours are `messages` (chat turns) or
+    `prompt` (text of the user's turn), `completion` (demonstrations), `answer`, `tests`, `format` (`[left, right]`),
+    `capability`, `difficulty`, `instruction`, `images`."""
+    constants: dict[str, Any] = Field(default_factory=dict)
+    """Our field's name → a value that every row has, e.g. `{capability: math}`."""
+    answer_pattern: str | None = None
+    """A regular expression whose group 1 is the answer within the answer's field, e.g. `'#### (.+)'`. null: all of
+    it."""
+    system: str | None = None
+    """A system instruction put before rows that have none. null: none."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many rows. null: all."""
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _has_a_group(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from None
+            if groups < 1:
+                raise ValueError("has no group; put the answer's part in brackets, as in '#### (.+)'")
+        return pattern
+
+    @model_validator(mode="after")
+    def _one_meaning_each(self) -> Self:
+        for key in self.constants:
+            if key in self.fields:
+                raise conflict(f"constants.{key}", self.constants[key], "is also in 'fields'; keep one of the two")
+        return self
+
+
+class DataConfig(Section):
+    """The three sets of rows."""
+
+    demonstrations: DataSource = DataSource()
+    """What `prune` judges and `sft` learns from."""
+    prompts: DataSource = DataSource()
+    """The verifiable prompts of `rl`."""
+    heldout: DataSource = DataSource()
+    """The prompts of every evaluation; none of them may be in the two others."""
+
+
+class GeneratorsConfig(Section):
+    """The pool of vLLM engines."""
+
+    count: int = Field(default=2, ge=1)
+    """Engines in the pool, each in an actor of its own."""
+    kv_cache_gib: float | None = Field(default=0.25, gt=0)
+    """KV cache per engine, in GiB; saves the profiling at start. null: what `gpu_memory_utilization` leaves."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    """Share of a GPU's memory that an engine takes; without meaning on a CPU."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs per engine."""
+    enforce_eager: bool = True
+    """Run without compiling: starts in seconds instead of a minute, generates more slowly."""
+    start_timeout: float = Field(default=300.0, gt=0)
+    """Seconds until an engine that does not start is an error."""
+    request_timeout: float = Field(default=600.0, gt=0)
+    """Seconds until an engine that does not answer counts as dead: its draws are re-issued, it is restarted."""
+
+
+class JudgeConfig(Section):
+    """The model that judges demonstrations."""
+
+    model: str = ""
+    """A model directory, hub name or `tiny:judge`. Not given: the value of the top-level `model`."""
+    template: str | None = None
+    """Path of a text file with the judge's prompt. null: the built-in one."""
+    max_prompt_tokens: int = Field(default=4096, ge=1)
+    """Longest prompt that the judge reads, in tokens."""
+
+
+class PruneConfig(Section):
+    """Which demonstrations are dropped as easy."""
+
+    enabled: bool = True
+    """false: keep every demonstration and judge none."""
+    keep_ratio: float = Field(default=0.5, gt=0, le=1)
+    """Largest share of the demonstrations that is kept, in each capability; the easiest go first."""
+
+
+class SFTConfig(Section):
+    """Light supervised fine-tuning on what `prune` kept; the names are those of TRL's `SFTConfig`."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Schedule = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the optimizer steps in which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+    num_train_epochs: float = Field(default=1.0, gt=0)
+    """Passes over the kept rows."""
+    per_device_train_batch_size: int = Field(default=4, ge=1)
+    """Rows per device and forward pass."""
+    gradient_accumulation_steps: int = Field(default=8, ge=1)
+    """Forward passes per optimizer step."""
+    max_length: int = Field(default=512, ge=2)
+    """Longest row, in tokens; the end of a longer one is cut off."""
+    logging_steps: int = Field(default=10, ge=1)
+    """Optimizer steps between two lines of metrics."""
+    save_steps: int = Field(default=200, ge=1)
+    """Optimizer steps between two checkpoints; the last step always makes one."""
+    save_total_limit: int = Field(default=2, ge=1)
+    """Checkpoints kept; older ones are deleted."""
+    threads: int = Field(default=2, ge=1)
+    """CPU threads of the trainer: nothing else runs during SFT, so it may have every core."""
+
+
+class SamplingConfig(Section):
+    """How completions are drawn; names, ranges and meanings are vLLM's `SamplingParams`."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    """Divides the logits; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Only the likeliest tokens that together have this probability; 1: all."""
+    top_k: int = Field(default=-1, ge=-1)
+    """Only so many likeliest tokens; -1: all."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest completion, in tokens; one that reaches it counts as unsolved."""
+    stop: list[str] = Field(default_factory=list)
+    """Texts that end a completion, beside the end of the turn."""
+
+    @field_validator("top_k")
+    @classmethod
+    def _all_or_some(cls, top_k: int) -> int:
+        if top_k == 0:
+            raise ValueError("expected -1 (all tokens) or at least 1")
+        return top_k
+
+    def sampling(self) -> Sampling:
+        """The same as the type that generators take."""
+        return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, tuple(self.stop))
+
+
+class RLConfig(Section):
+    """Asynchronous online RL."""
+
+    steps: int = Field(default=200, ge=1)
+    """Train steps; each makes one policy version."""
+    prompts_per_step: int = Field(default=64, ge=1)
+    """Groups in a batch."""
+    group_size: int = Field(default=8, ge=1)
+    """Rollouts of each prompt; at least 2 for the group-relative advantages."""
+    max_staleness: int = Field(default=1, ge=0)
+    """Most policy versions between the weights that sampled a token and those trained on it; a hard bound.
+    0: synchronous, on-policy and reproducible."""
+    oversample: float = Field(default=1.0, ge=1)
+    """Groups drawn for each one needed; the surplus, last in draw order, is recorded as rejected."""
+    order: Literal["fifo", "ready"] = "fifo"
+    """`fifo`: groups are trained as they were drawn, which favours no length. `ready`: as they finish, within the
+    staleness bound."""
+    generators: int = Field(default=1, ge=1)
+    """How many engines of the pool make rollouts; the others evaluate."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Schedule = "constant"
+    """Shape of the learning rate after the warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps in which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's decay of the first moment."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """AdamW's decay of the second moment."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+    clip_low: float = Field(default=0.2, ge=0, le=1)
+    """The policy ratio is clipped below 1 - clip_low."""
+    clip_high: float = Field(default=0.28, ge=0)
+    """The policy ratio is clipped above 1 + clip_high."""
+    is_cap: float | None = Field(default=2.0, gt=0)
+    """Truncated importance sampling: the ratio of trainer to engine is cut at this. null: no correction."""
+    minibatches: int = Field(default=1, ge=1)
+    """Optimizer steps per train step."""
+    tokens_per_microbatch: int = Field(default=16384, ge=1)
+    """Most tokens, padding included, in one forward pass; a longer row goes alone."""
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence to the checkpoint that RL started from; 0 saves its forward passes."""
+    advantage: Literal["grpo", "dr_grpo"] = "grpo"
+    """`grpo`: rewards less the group's mean, over its standard deviation. `dr_grpo`: not divided."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How rollouts are drawn."""
+    selection: Literal["signal", "uniform"] = "signal"
+    """`signal`: prompts whose pass rate by the policy itself promises a gradient. `uniform`: every prompt alike."""
+    quotas: dict[str, float] | None = None
+    """Capability → weight of its share in every batch. null: equal shares for the capabilities of the prompts."""
+    lend_after: int = Field(default=32, ge=1)
+    """Rejected groups in a row after which a capability lends its share to the others."""
+    retest_every: int = Field(default=10, ge=1)
+    """Train steps after which a capability that lends its share is tried again."""
+    max_rejected_in_a_row: int = Field(default=64, ge=1)
+    """Rejected groups in a row, in every capability, after which the run stops: no prompt gives a signal."""
+    eval_every: int = Field(default=25, ge=0)
+    """Train steps between two evaluations on held-out prompts; 0: none."""
+    eval_prompts: int | None = Field(default=None, ge=1)
+    """Held-out prompts in such an evaluation. null: all."""
+    checkpoint_every: int = Field(default=25, ge=1)
+    """Train steps between two checkpoints; the last step always makes one."""
+    checkpoints_kept: int = Field(default=2, ge=1)
+    """Checkpoints kept; older ones are deleted."""
+    step_timeout: float = Field(default=1800.0, gt=0)
+    """Seconds without a finished train step after which the run stops with an error."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.advantage in GROUP_RELATIVE and self.group_size < 2:
+            why = f"advantage '{self.advantage}' compares rollouts of one group; expected at least 2"
+            raise conflict("group_size", self.group_size, why)
+        if self.sampling.temperature == 0:
+            why = "greedy rollouts of one prompt are all alike; expected more than 0"
+            raise conflict("sampling.temperature", 0, why)
+        if self.minibatches > self.prompts_per_step:
+            why = f"a batch has rl.prompts_per_step={self.prompts_per_step} groups; expected at most so many"
+            raise conflict("minibatches", self.minibatches, why)
+        if self.lend_after > self.max_rejected_in_a_row:
+            why = f"the run stops before, at rl.max_rejected_in_a_row={self.max_rejected_in_a_row}"
+            raise conflict("lend_after", self.lend_after, why)
+        self._check_quotas()
+        return self
+
+    def _check_quotas(self) -> None:
+        if self.quotas is None:
+            return
+        for capability, weight in self.quotas.items():
+            if weight <= 0:
+                why = "expected more than 0; leave out what shall have no share"
+                raise conflict(f"quotas.{capability}", weight, why)
+        if not self.quotas:
+            raise conflict("quotas", {}, "expected a weight for at least one capability, or null")
+        if self.prompts_per_step < len(self.quotas):
+            why = f"rl.quotas has {len(self.quotas)} capabilities; expected at least one prompt for each"
+            raise conflict("prompts_per_step", self.prompts_per_step, why)
+
+
+class DPOConfig(Section):
+    """Light DPO on mined corner cases; the optimizer's names are those of TRL's `DPOConfig`."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """How strongly the policy is held to the RL checkpoint."""
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Schedule = "linear"
+    """Shape of the learning rate after the warm-up."""
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the optimizer steps in which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+    num_train_epochs: float = Field(default=1.0, gt=0)
+    """Passes over the pairs."""
+    per_device_train_batch_size: int = Field(default=4, ge=1)
+    """Pairs per device and forward pass."""
+    gradient_accumulation_steps: int = Field(default=4, ge=1)
+    """Forward passes per optimizer step."""
+    max_length: int = Field(default=512, ge=2)
+    """Longest prompt with completion, in tokens."""
+    max_pairs: int = Field(default=2000, ge=1)
+    """Most pairs in all."""
+    pairs_per_kind: int = Field(default=500, ge=1)
+    """Most pairs of one kind of corner case."""
+    samples_per_prompt: int = Field(default=8, ge=2)
+    """Fresh completions of each fresh prompt."""
+    fresh_prompts: int = Field(default=256, ge=0)
+    """RL prompts that are sampled again, with the RL checkpoint; 0: only the run's own rollouts are mined."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the fresh samples."""
+
+
+class EvalConfig(Section):
+    """What every evaluation measures."""
+
+    temperatures: list[float] = Field(default_factory=lambda: [0.0, 0.3, 0.6, 1.0], min_length=1)
+    """pass@1 at each of these; 0 is greedy."""
+    samples: int = Field(default=8, ge=1)
+    """Completions of each prompt at temperature 1."""
+    samples_other: int = Field(default=1, ge=1)
+    """Completions of each prompt at every other temperature above 0."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest completion, in tokens."""
+    pass_k: list[int] = Field(default_factory=lambda: [1, 8], min_length=1)
+    """The k of pass@k, at temperature 1."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for index, temperature in enumerate(self.temperatures):
+            if temperature < 0:
+                raise conflict(f"temperatures.{index}", temperature, "expected at least 0")
+        for index, k in enumerate(self.pass_k):
+            if not 1 <= k <= self.samples:
+                why = f"expected at least 1 and at most eval.samples={self.samples}"
+                raise conflict(f"pass_k.{index}", k, why)
+        return self
+
+
+class MetricsConfig(Section):
+    """Where metrics go beside `metrics.jsonl`."""
+
+    tensorboard: bool = True
+    """Write TensorBoard files into the run directory."""
+    wandb_project: str | None = None
+    """Log to this Weights & Biases project. null: not."""
+
+
+class Config(Section):
+    """All settings of a run, one section for each stage.
+
+    Example: `load_config("tiny", ["rl.max_staleness=0"]).rl.max_staleness == 0`
+    """
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything that is drawn."""
+    model: str
+    """The base checkpoint: a model directory, a hub name, or `tiny:base`, the model that comes with the package."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Number format of the vLLM engines and of the weights sent to them."""
+    max_model_len: int = Field(default=512, ge=2)
+    """Longest prompt with completion of the vLLM engines, in tokens."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of each engine and of the RL trainer. More of them than cores together halves the speed of all."""
+    data: DataConfig = DataConfig()
+    """The rows."""
+    reward: str = "auto"
+    """What scores a completion: `auto` (by the prompt: hidden tests, else the answer), the name of a built-in
+    verifier, or a function of your own by dotted path, `package.module:function`."""
+    generators: GeneratorsConfig = GeneratorsConfig()
+    """The pool of vLLM engines."""
+    judge: JudgeConfig = JudgeConfig()
+    """The judge of demonstrations."""
+    prune: PruneConfig = PruneConfig()
+    """Dropping the easy demonstrations."""
+    sft: SFTConfig = SFTConfig()
+    """Stage 1."""
+    rl: RLConfig = RLConfig()
+    """Stage 2."""
+    dpo: DPOConfig = DPOConfig()
+    """Stage 3."""
+    eval: EvalConfig = EvalConfig()
+    """Evaluation of the checkpoint of each stage."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Logging."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judge_with_the_model_itself(cls, values: Any) -> Any:
+        """Without a judge of its own, a run is judged by the model it starts from, never by the tiny judge."""
+        if isinstance(values, Mapping) and "model" in values:
+            judge = values.get("judge", {})
+            if isinstance(judge, Mapping) and not judge.get("model"):
+                return {**values, "judge": {**judge, "model": values["model"]}}
+        return values
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.rl.generators > self.generators.count:
+            why = f"the pool has generators.count={self.generators.count} engines; expected at most so many"
+            raise conflict("rl.generators", self.rl.generators, why)
+        lengths = {"rl.sampling.max_tokens": self.rl.sampling.max_tokens, "eval.max_tokens": self.eval.max_tokens}
+        for key, length in lengths.items():
+            if length >= self.max_model_len:
+                why = f"leaves no room for a prompt; expected less than max_model_len={self.max_model_len}"
+                raise conflict(key, length, why)
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting with its value, made of JSON types only; `Config.model_validate` takes it back."""
+        return self.model_dump(mode="json")
