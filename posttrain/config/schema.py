@@ -40,13 +40,14 @@ class DataSource(Section):
     """Where rows come from and how their fields are called there."""
 
     path: str = ""
-    """A JSONL or Parquet file, a directory of them, a `datasets` name (`name`, `name/config`, each with `:split`), or
-    `tiny:sft`, `tiny:rl`, `tiny:heldout`. Relative to the current directory. Empty: not given, which is an error in
-    the stages that read it."""
+    """A JSONL or Parquet file, a directory of them, a `datasets` name (`owner/name` or `owner/name/config`, either with
+    `:split`), or `tiny:sft`, `tiny:rl`, `tiny:heldout`. Relative to the current directory. Empty: not given, which is
+    an error in the stages that read it."""
     fields: dict[str, str] = Field(default_factory=dict)
     """Our field's name → the row's, where they differ, e.g. `{prompt: question}`. Ours are `messages` (chat turns) or
-    `prompt` (text of the user's turn), `completion` (demonstrations), `answer`, `tests`, `format` (`[left, right]`),
-    `capability`, `difficulty`, `instruction`, `images`."""
+    `prompt` (text of the user's turn), `completion` (demonstrations), `system`, `answer`, `tests`, `format` (`[left,
+    right]`), `capability`, `difficulty`, `instruction`, `images`. `''`: the row's field of our name means something
+    else."""
     constants: dict[str, Any] = Field(default_factory=dict)
     """Our field's name → a value that every row has, e.g. `{capability: math}`."""
     answer_pattern: str | None = None

@@ -1,0 +1,135 @@
+"""Rows of JSONL and Parquet files and of `datasets` names, each with the place it came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from rollouts.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row with its origin.
+
+    Example: `Row({"question": "2+2?", "answer": "#### 4"}, "train.jsonl", 17)`; `line` counts from 1, and counts rows
+    where the file has no lines.
+    """
+
+    values: Mapping[str, Any]
+    file: str
+    line: int
+
+    @property
+    def place(self) -> str:
+        """`train.jsonl:17`."""
+        return f"{self.file}:{self.line}"
+
+
+def load_rows(path: str, what: str = "data", limit: int | None = None) -> list[Row]:
+    """The first `limit` rows of a JSONL or Parquet file, of a directory of them, or of a `datasets` name.
+
+    A name is `owner/name` or `owner/name/config`, either with `:split` (default: `train`). A directory is read file by
+    file in the order of their names, without what lies deeper. `what` names the setting in errors: `data.prompts`.
+
+    Raises:
+        DataError: no such file or data set, no rows, a line that is not a JSON object.
+    """
+    rows = list(islice(_rows(path, what), limit))
+    if not rows:
+        raise DataError(f"{path}: no rows; set {what}.path to a file that has some")
+    return rows
+
+
+def short(value: Any) -> str:
+    """A value for an error message: on one line, its middle cut out."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= 60 else f"{text[:28]}…{text[-28:]}"
+
+
+# Rows, one after the other, so that a limit reads no more than it needs.
+
+
+def _rows(path: str, what: str) -> Iterator[Row]:
+    if not path:
+        raise DataError(f"no data: set {what}.path")
+    place = Path(path).expanduser()
+    if place.is_dir():
+        files = sorted(file for file in place.iterdir() if file.suffix in (".jsonl", ".parquet"))
+        if not files:
+            raise DataError(f"{path}: no .jsonl or .parquet file in this directory; set {what}.path")
+        for file in files:
+            yield from _file_rows(file)
+    elif place.exists():
+        yield from _file_rows(place)
+    elif path.startswith((".", "/", "~")) or place.suffix in SUFFIXES:
+        raise DataError(f"{path}: no such file; set {what}.path")
+    else:
+        yield from _dataset_rows(path, what)
+
+
+def _file_rows(file: Path) -> Iterator[Row]:
+    try:
+        yield from _parquet_rows(file) if file.suffix == ".parquet" else _jsonl_rows(file)
+    except OSError as error:
+        raise DataError(f"{file}: can not be read: {error.strerror or error}") from None
+
+
+def _jsonl_rows(file: Path) -> Iterator[Row]:
+    line = 0
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for line, text in enumerate(lines, 1):
+                if not text.strip():
+                    continue
+                values = json.loads(text)
+                if not isinstance(values, dict):
+                    raise DataError(f"{file}:{line}: expected a JSON object on each line, found {short(values)}")
+                yield Row(values, str(file), line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}:{line}: not JSON: {error.msg} at column {error.colno}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{file}:{line + 1}: not UTF-8 text") from None
+
+
+def _parquet_rows(file: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            yield from _number(parquet.iter_batches(1000), str(file))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{file}: not Parquet: {_first_line(error)}") from None
+
+
+def _dataset_rows(path: str, what: str) -> Iterator[Row]:
+    import datasets
+
+    name, _, split = path.partition(":")
+    repository, config = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
+    try:
+        dataset = datasets.load_dataset(repository, config, split=split or "train")
+    except Exception as error:
+        # What fails here comes from half a dozen libraries that share no base class: name, network, licence, format.
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise DataError(f"{path}: no file, and no data set that can be loaded ({reason}); set {what}.path") from error
+    # As Arrow, an image stays a mapping with its bytes; as Python values it would be decoded.
+    yield from _number(dataset.with_format("arrow").iter(1000), path)
+
+
+def _number(batches: Iterable[Any], file: str) -> Iterator[Row]:
+    """The rows of Arrow batches, counted from 1."""
+    rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+    for line, values in enumerate(rows, 1):
+        yield Row(values, file, line)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no reason given")
