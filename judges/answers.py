@@ -1,0 +1,128 @@
+"""Finds the answer in a completion, in the format that was asked for or, where none was asked, wherever it usually is.
+
+An asked format is `(left, right)`: `("<ans>", "</ans>")`, `("{{", "}}")`, or without a right side `("Answer:", "")`,
+`("=>", "")`. Working before the answer is always allowed, text after it never: a completion that goes on (a *run-on*)
+has not obeyed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+Format = tuple[str, str]
+
+# A sign counts unless it follows a letter, digit or bracket: then it is an operator (`x+1`) or a hyphen.
+NUMBER = re.compile(r"(?:(?<![\w)])[-+])?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+)")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    r"""What was found in a completion.
+
+    Example: `extract("7+8=15\n<ans>15</ans>", ("<ans>", "</ans>"))` is `Extraction("15", True)`
+
+    `obeyed` is whether the asked format was kept. An answer may be found although it was not: then a verifier can still
+    tell whether it is correct. `runs_on` is set where text goes on after an answer, also where it does so to give
+    another answer, which is obeyed if the format has no right side.
+    """
+
+    answer: str | None
+    obeyed: bool
+    reason: str = ""
+    runs_on: bool = False
+
+
+def extract(text: str, answer_format: Format) -> Extraction:
+    """The answer in the asked format.
+
+    With a right side: the text ends with `right`, and the answer begins after the first `left`; it may hold brackets of
+    its own, as in `{{[v for v in x]}}`. Without: the answer is what follows `left` (its first occurrence in the last
+    line that has it), and is a single line.
+    """
+    left, right = answer_format
+    found = _enclosed(text.strip(), left, right) if right else _marked(text.rstrip(), left)
+    if found.obeyed and not found.answer:
+        return Extraction("", False, "the answer is empty")
+    return found
+
+
+def _enclosed(text: str, left: str, right: str) -> Extraction:
+    _, opened, rest = text.partition(left)
+    if not opened:
+        return Extraction(None, False, f"no '{left}'")
+    first, closed, after = rest.partition(right)
+    if not closed:
+        return Extraction(rest.strip(), False, f"no '{right}'")
+    if not rest.endswith(right):
+        return Extraction(first.strip(), False, f"text after '{right}'", runs_on=True)
+    if _opens_again(after, left):
+        return Extraction(first.strip(), False, f"a second '{left}' after the answer", runs_on=True)
+    return Extraction(rest[: -len(right)].strip(), True)
+
+
+def _opens_again(after: str, left: str) -> bool:
+    """Whether a second answer is opened in what follows the first close.
+
+    Brackets may nest within one answer; a tag does not, and nothing goes on in another line.
+    """
+    before, opened, _ = after.partition(left)
+    return bool(opened) and (any(map(str.isalnum, left)) or "\n" in before)
+
+
+def _marked(text: str, left: str) -> Extraction:
+    start = text.rfind(left)
+    if start < 0:
+        return Extraction(None, False, f"no '{left}'")
+    line_start = text.rfind("\n", 0, start) + 1
+    rest = text[text.index(left, line_start) + len(left) :].strip()
+    answer, goes_on, _ = rest.partition("\n")
+    if goes_on:
+        return Extraction(answer.strip(), False, "text after the line of the answer", runs_on=True)
+    # An earlier answer line means that the text went on after it; the last one counts all the same.
+    earlier = any(line.lstrip().startswith(left) for line in text[:line_start].splitlines())
+    return Extraction(answer, True, runs_on=earlier)
+
+
+def extract_number(text: str) -> Extraction:
+    r"""Where no format was asked: what follows `####`, else the last `\boxed{…}`, else the last number."""
+    declared = marked_answer(text)
+    if declared is not None:
+        return Extraction(declared, True)
+    numbers = NUMBER.findall(text)
+    return Extraction(numbers[-1], True) if numbers else Extraction(None, False, "no number")
+
+
+def extract_code(text: str) -> Extraction:
+    """Where no format was asked: the last fenced code block, else the whole text."""
+    blocks = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)```", text, flags=re.DOTALL)
+    return _whole(blocks[-1] if blocks else text)
+
+
+def extract_text(text: str) -> Extraction:
+    r"""Where no format was asked: what follows `####`, else the last `\boxed{…}`, else the whole text."""
+    declared = marked_answer(text)
+    return _whole(text if declared is None else declared)
+
+
+def _whole(text: str) -> Extraction:
+    answer = text.strip()
+    return Extraction(answer, True) if answer else Extraction("", False, "the answer is empty")
+
+
+def marked_answer(text: str) -> str | None:
+    r"""What follows `####` in its line (as in GSM8K), else what is in the last `\boxed{…}`, else None."""
+    _, mark, rest = text.rpartition("####")
+    line = rest.strip().partition("\n")[0].strip()
+    return line if mark and line else _boxed(text)
+
+
+def _boxed(text: str) -> str | None:
+    r"""The content of the last `\boxed{…}`, whose braces may nest."""
+    _, mark, rest = text.rpartition(r"\boxed{")
+    depth = 1 if mark else 0
+    for index, char in enumerate(rest if mark else ""):
+        depth += (char == "{") - (char == "}")
+        if depth == 0:
+            return rest[:index].strip()
+    return None

@@ -1,0 +1,168 @@
+"""A warm child process that answers one line of JSON with one line of JSON, each within a deadline.
+
+What a model wrote is never evaluated in the process that trains: `code_worker` and `math_worker` send it to a process
+of this kind, which can be killed whatever it is doing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rollouts.errors import JudgeError
+
+START_SECONDS = 60.0
+"""How long a worker may take to say that it is ready; generous, since the machine may be busy training."""
+
+
+class WorkerGoneError(Exception):
+    """The process died, or did not answer in time and was killed; `signal_number` is what it died of, 0 if nothing."""
+
+    def __init__(self, message: str, signal_number: int = 0) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+def _new_spawner() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="judges-spawner")
+
+
+# Linux sends PR_SET_PDEATHSIG when the *thread* that started the child ends, so a worker that was started from a
+# short-lived thread would die with it. One lasting thread starts them all.
+_spawner = _new_spawner()
+
+
+def _renew_spawner() -> None:
+    global _spawner  # noqa: PLW0603
+    _spawner = _new_spawner()
+
+
+os.register_at_fork(after_in_child=_renew_spawner)
+
+
+class WorkerProcess:
+    """One running child: its own session and process group, an empty environment, a directory that is already deleted.
+
+    `script` is run by `python -I`, with `options` before it and our process id after it. It writes the line `ready`,
+    then reads requests and writes answers. It is expected to set PR_SET_PDEATHSIG and to leave when stdin closes.
+
+    Raises:
+        JudgeError: the process cannot be started.
+    """
+
+    def __init__(self, script: Path, *options: str) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
+        command = [sys.executable, "-I", "-W", "ignore", *options, str(script), str(os.getpid())]
+        try:
+            self._process = _spawner.submit(self._spawn, command).result()
+        except (OSError, RuntimeError) as error:
+            raise JudgeError(f"{script.stem} cannot be started: {error}") from error
+        self._finalizer = weakref.finalize(self, _clean_up, self._process, os.getpid())
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._to, False)
+        self._buffer = b""
+        self._owner = os.getpid()
+        try:
+            self._read_line(time.monotonic() + START_SECONDS)
+        except WorkerGoneError as error:
+            raise JudgeError(f"{script.stem} cannot be started: {error}") from None
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        # Deleted as soon as the process is in it, it is empty for good: nothing can be created there, nor stay behind.
+        with tempfile.TemporaryDirectory(prefix="posttrain-worker-") as directory:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                bufsize=0,
+                cwd=directory,
+                env={},
+                start_new_session=True,
+            )
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is ours and alive; after a fork the child must start its own."""
+        return self._owner == os.getpid() and self._process.poll() is None
+
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The answer to `request`.
+
+        Raises:
+            WorkerGoneError: the process died or did not answer within `seconds`; either way it is gone now.
+        """
+        deadline = time.monotonic() + seconds
+        self._write(json.dumps(request).encode() + b"\n", deadline)
+        line = self._read_line(deadline)
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            raise self._gone("it answered what is not JSON") from None
+        return answer if isinstance(answer, dict) else {}
+
+    def close(self) -> None:
+        """Kill the process with its group."""
+        self._finalizer()
+
+    def _write(self, data: bytes, deadline: float) -> None:
+        view = memoryview(data)
+        while view:
+            if not select.select([], [self._to], [], max(0.0, deadline - time.monotonic()))[1]:
+                raise self._gone("it did not read its request in time")
+            try:
+                view = view[os.write(self._to, view) :]
+            except BlockingIOError:
+                continue
+            except OSError:
+                raise self._gone("it died") from None
+
+    def _read_line(self, deadline: float) -> bytes:
+        while b"\n" not in self._buffer:
+            if not select.select([self._from], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise self._gone("it did not answer in time")
+            chunk = os.read(self._from, 1 << 16)
+            if not chunk:
+                raise self._gone("it died")
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _gone(self, what: str) -> WorkerGoneError:
+        # A process that closed its pipe is dying: wait for the cause of its death, before ours covers it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0 if what == "it died" else 0.0)
+        status = self._process.poll()
+        self.close()
+        self._errors.seek(0)
+        last = self._errors.read()[-2000:].decode(errors="replace").strip().rpartition("\n")[2]
+        if status is not None:
+            what += f" with status {status}"
+        return WorkerGoneError(f"{what}: {last}" if last else what, -status if status and status < 0 else 0)
+
+
+def _clean_up(process: subprocess.Popen[bytes], owner: int) -> None:
+    """Kill and reap. A forked copy of the owner leaves the process to the owner."""
+    if os.getpid() != owner:
+        return
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()

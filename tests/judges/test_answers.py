@@ -1,0 +1,71 @@
+import pytest
+
+from judges.answers import Extraction, extract, extract_code, extract_number, extract_text
+
+ANS, BRACES, ANSWER, ARROW = ("<ans>", "</ans>"), ("{{", "}}"), ("Answer:", ""), ("=>", "")
+
+
+@pytest.mark.parametrize(
+    ("answer_format", "text", "answer"),
+    [
+        (ANS, "<ans>85</ans>", "85"),
+        (ANS, "7+8=15, 40+30=70\n<ans> 85 </ans>\n", "85"),
+        (ANS, "<ans>[v for v in x if v<3]</ans>", "[v for v in x if v<3]"),
+        (BRACES, "{{[v for v in x]}}", "[v for v in x]"),
+        (BRACES, "{{x[::-1]}}", "x[::-1]"),
+        (BRACES, "{{{1:{2:3}}}}", "{1:{2:3}}"),
+        (BRACES, r"{{\frac{{1}}{{2}}}}", r"\frac{{1}}{{2}}"),
+        (BRACES, "{{def f(x):\n    return x}}", "def f(x):\n    return x"),
+        (ANSWER, "Answer: 85", "85"),
+        (ANSWER, "7+8=15\nAnswer: 85\n\n", "85"),
+        (ANSWER, "Answer:\n85", "85"),
+        (ANSWER, "So the Answer: 85", "85"),
+        (ARROW, "F>F>F\n=> F", "F"),
+        (ARROW, "=> [v for v in x if v>=3]", "[v for v in x if v>=3]"),
+        (("==", ""), "== [v for v in x if v%2==0]", "[v for v in x if v%2==0]"),
+        (("::", ""), "12 15\n:: x[::-1]", "x[::-1]"),
+        (("####", ""), "#### 72", "72"),
+        (("Result:", ""), "1 2\nResult: A B C D", "A B C D"),
+        (("<out>", "</out>"), "<out>x=x[1:]; return x</out>", "x=x[1:]; return x"),
+    ],
+)
+def test_the_asked_format_is_obeyed(answer_format: tuple[str, str], text: str, answer: str) -> None:
+    assert extract(text, answer_format) == Extraction(answer, True)
+
+
+@pytest.mark.parametrize(
+    ("answer_format", "text", "expected"),
+    [
+        (ANS, "Answer: 85", Extraction(None, False, "no '<ans>'")),
+        (ANS, "<ans>85", Extraction("85", False, "no '</ans>'")),
+        (ANS, "85</ans>", Extraction(None, False, "no '<ans>'")),
+        (ANS, "<ans>85</ans>\n3+4", Extraction("85", False, "text after '</ans>'", True)),
+        (ANS, "<ans>85</ans>\n3+4\n<ans>7</ans>", Extraction("85", False, "a second '<ans>' after the answer", True)),
+        (ANS, "<ans>84</ans> <ans>85</ans>", Extraction("84", False, "a second '<ans>' after the answer", True)),
+        (BRACES, "{{85}}\n3+4\n{{7}}", Extraction("85", False, "a second '{{' after the answer", True)),
+        (BRACES, "{{x}}.", Extraction("x", False, "text after '}}'", True)),
+        (BRACES, "{{}}", Extraction("", False, "the answer is empty")),
+        (BRACES, "{85}", Extraction(None, False, "no '{{'")),
+        (ANSWER, "", Extraction(None, False, "no 'Answer:'")),
+        (ANSWER, "7+8=15\nAnswer:  ", Extraction("", False, "the answer is empty")),
+        (ANSWER, "Answer: 85\n3+4", Extraction("85", False, "text after the line of the answer", True)),
+        (ANSWER, "answer: 85", Extraction(None, False, "no 'Answer:'")),
+        (ANSWER, "Answer: 85\n3+4\nAnswer: 7", Extraction("7", True, "", True)),
+    ],
+)
+def test_the_asked_format_is_not_obeyed_or_runs_on(
+    answer_format: tuple[str, str], text: str, expected: Extraction
+) -> None:
+    assert extract(text, answer_format) == expected
+
+
+def test_without_a_format_the_answer_is_where_it_usually_is() -> None:
+    assert extract_number("48/2 = <<48/2=24>>24\n#### 1,072").answer == "1,072"
+    assert extract_number(r"so \boxed{\frac{1}{2}} it is, in 2 steps").answer == r"\frac{1}{2}"
+    assert extract_number("first 12, then -3.5 in all").answer == "-3.5"
+    assert extract_number("12,345 and 1,23").answer == "23"
+    assert extract_number("none") == Extraction(None, False, "no number")
+    assert extract_code("Sure:\n```python\nreturn x\n```\nDone.").answer == "return x"
+    assert extract_code(" sorted(x) ").answer == "sorted(x)"
+    assert extract_text(" A B\n").answer == "A B"
+    assert extract_text("  ") == Extraction("", False, "the answer is empty")
