@@ -6,8 +6,6 @@ Runs in a Ray actor of its own; usable without Ray as well.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 from posttrain.batch import TrainBatch, microbatches, rows_of
 from posttrain.config import RLConfig
 from posttrain.losses import PolicyLoss, clipped_policy_loss, kl_penalty
+from posttrain.step_metrics import StepMetrics
 from rollouts.types import RolloutGroup
-
-
-@dataclass(frozen=True)
-class StepMetrics:
-    """What one train step did; rates and means are over its sampled tokens."""
-
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    entropy: float
-    kl: float  # k3 estimate of KL(behaviour || policy): how far the policy has moved from the one that sampled
-    clip_share: float
-    max_ratio: float
-    tokens: int
-    padding_share: float
-    seconds: float
 
 
 class PolicyTrainer:
@@ -76,7 +59,7 @@ class PolicyTrainer:
         """Returns once the policy is loaded."""
         return True
 
-    def train_step(self, groups: Sequence[RolloutGroup]) -> StepMetrics:
+    def train_step(self, *groups: RolloutGroup) -> StepMetrics:
         """One optimizer step on the groups of one batch.
 
         Raises:

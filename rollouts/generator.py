@@ -96,6 +96,11 @@ class Generator:
         self._submit(lambda: self._add(request, loop, future))
         return await future
 
+    async def generate_counted(self, request: Request) -> tuple[int, list[Rollout]]:
+        """`generate` with the token count apart: who waits for the count need not fetch the rollouts."""
+        rollouts = await self.generate(request)
+        return sum(len(rollout.token_ids) for rollout in rollouts), rollouts
+
     async def generate_all(self, requests: Sequence[Request]) -> list[list[Rollout]]:
         """`generate` for many requests at once, in their order."""
         return await asyncio.gather(*(self.generate(request) for request in requests))

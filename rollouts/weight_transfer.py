@@ -6,7 +6,9 @@ weight-transfer interface. Imported by vLLM's worker (as `worker_extension_cls`)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
@@ -25,7 +27,7 @@ class ShmInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class ShmUpdateInfo(WeightTransferUpdateInfo):
-    """`path` is the safetensors file with every parameter under its Hugging Face name."""
+    """`path` is a safetensors file, or a directory of them, with every parameter under its Hugging Face name."""
 
     path: str
 
@@ -50,9 +52,8 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
-        """Loads every tensor of the file."""
-        with safe_open(update_info.path, framework="pt") as file:
-            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+        """Loads every tensor of the file or files."""
+        self.model.load_weights(_tensors(Path(update_info.path)))
 
     def finish_weight_update(self) -> None:
         """Closes the layers and, on CPU, repacks what the reload leaves stale."""
@@ -72,6 +73,13 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for name in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with safe_open(name, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                yield key, file.get_tensor(key)
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, ShmWeightTransferEngine)

@@ -198,7 +198,8 @@ class RLConfig(Section):
     """Most policy versions between the weights that sampled a token and those trained on it; a hard bound.
     0: synchronous, on-policy and reproducible."""
     oversample: float = Field(default=1.0, ge=1)
-    """Groups drawn for each one needed; the surplus, last in draw order, is recorded as rejected."""
+    """Groups drawn for each one needed, with `max_staleness: 0`; the surplus, last in draw order, is recorded as
+    rejected."""
     order: Literal["fifo", "ready"] = "fifo"
     """`fifo`: groups are trained as they were drawn, which favours no length. `ready`: as they finish, within the
     staleness bound."""
@@ -222,10 +223,6 @@ class RLConfig(Section):
     """The policy ratio is clipped below 1 - clip_low."""
     clip_high: float = Field(default=0.28, ge=0)
     """The policy ratio is clipped above 1 + clip_high."""
-    is_cap: float | None = Field(default=2.0, gt=0)
-    """Truncated importance sampling: the ratio of trainer to engine is cut at this. null: no correction."""
-    minibatches: int = Field(default=1, ge=1)
-    """Optimizer steps per train step."""
     tokens_per_microbatch: int = Field(default=16384, ge=1)
     """Most tokens, padding included, in one forward pass; a longer row goes alone."""
     kl_coef: float = Field(default=0.0, ge=0)
@@ -238,12 +235,11 @@ class RLConfig(Section):
     """`signal`: prompts whose pass rate by the policy itself promises a gradient. `uniform`: every prompt alike."""
     quotas: dict[str, float] | None = None
     """Capability → weight of its share in every batch. null: equal shares for the capabilities of the prompts."""
-    lend_after: int = Field(default=32, ge=1)
-    """Rejected groups in a row after which a capability lends its share to the others."""
     retest_every: int = Field(default=10, ge=1)
     """Train steps after which a capability that lends its share is tried again."""
     max_rejected_in_a_row: int = Field(default=64, ge=1)
-    """Rejected groups in a row, in every capability, after which the run stops: no prompt gives a signal."""
+    """Rejected groups in a row after which a capability lends its share to the others; when every capability does, the
+    run stops: no prompt gives a signal."""
     eval_every: int = Field(default=25, ge=0)
     """Train steps between two evaluations on held-out prompts; 0: none."""
     eval_prompts: int | None = Field(default=None, ge=1)
@@ -263,12 +259,9 @@ class RLConfig(Section):
         if self.sampling.temperature == 0:
             why = "greedy rollouts of one prompt are all alike; expected more than 0"
             raise conflict("sampling.temperature", 0, why)
-        if self.minibatches > self.prompts_per_step:
-            why = f"a batch has rl.prompts_per_step={self.prompts_per_step} groups; expected at most so many"
-            raise conflict("minibatches", self.minibatches, why)
-        if self.lend_after > self.max_rejected_in_a_row:
-            why = f"the run stops before, at rl.max_rejected_in_a_row={self.max_rejected_in_a_row}"
-            raise conflict("lend_after", self.lend_after, why)
+        if self.oversample > 1 and self.max_staleness > 0:
+            why = "only a synchronous round (rl.max_staleness=0) has last seats to wait for; expected 1"
+            raise conflict("oversample", self.oversample, why)
         self._check_quotas()
         return self
 

@@ -114,9 +114,9 @@ def demonstration_rows(seed: int, heldout: set[str], count: int = 4000) -> list[
     return rows
 
 
-def corpus(seed: int, heldout: set[str]) -> Iterator[list[dict[str, str]]]:
-    """The endless pre-training stream, as conversations."""
-    rng = random.Random(f"{seed}/corpus")
+def corpus(seed: int, heldout: set[str], part: int = 0) -> Iterator[list[dict[str, str]]]:
+    """A part of the endless pre-training stream, as conversations; each part is a stream of its own."""
+    rng = random.Random(f"{seed}/corpus/{part}")
     while True:
         instruction = rng.choice(CORPUS_INSTRUCTIONS)
         turns, problem = "", None

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 Conversation = list[dict[str, str]]
@@ -76,23 +79,50 @@ def train(
     learning_rate: float,
     log: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Trains in place on `tokens` tokens (padding counted): AdamW, 3 % warm-up, cosine to a tenth."""
+    """Trains in place on `tokens` tokens (padding counted): AdamW, 3 % warm-up, cosine to a tenth.
+
+    In a process group the ranks average their gradients; `tokens` counts those of all ranks.
+    """
+    ranks = distributed.get_world_size() if distributed.is_initialized() else 1
+    forward = DistributedDataParallel(model) if ranks > 1 else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.05)
-    seen, step, started = 0, 0, time.monotonic()
+    steps = 0
+    seen, started = 0, time.monotonic()
     model.train()
     for ids, labels in stream:
         progress = seen / tokens
         scale = min(progress / 0.03 + 0.01, 0.55 + 0.45 * math.cos(math.pi * min(progress, 1.0)))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * scale
-        loss = model(input_ids=ids, labels=labels).loss
+        loss = forward(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        seen, step = seen + ids.numel(), step + 1
-        if step % 50 == 0 or seen >= tokens:
+        count = torch.tensor(ids.numel())
+        if ranks > 1:
+            distributed.all_reduce(count)
+        seen, steps = seen + int(count), steps + 1
+        if steps % 100 == 0 or seen >= tokens:
             rate = seen / (time.monotonic() - started)
-            log({"step": step, "tokens": seen, "loss": round(loss.item(), 4), "tokens_per_second": round(rate)})
+            log({"step": steps, "tokens": seen, "loss": round(loss.item(), 4), "tokens_per_second": round(rate)})
         if seen >= tokens:
             return
+
+
+def train_in_parallel(ranks: int, work: Callable[[int], None]) -> None:
+    """Runs `work(rank)` in `ranks` processes of one thread each, joined in a gloo process group.
+
+    Two processes of one thread are nearly twice as fast as one of two: the model is too small to share an operation.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        multiprocessing.spawn(_rank, (ranks, f"file://{directory}/rendezvous", work), nprocs=ranks)
+
+
+def _rank(rank: int, ranks: int, rendezvous: str, work: Callable[[int], None]) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
+    try:
+        work(rank)
+    finally:
+        distributed.destroy_process_group()

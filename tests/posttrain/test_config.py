@@ -71,7 +71,7 @@ def test_overrides_are_yaml_and_the_last_one_wins():
         "rl.learning_rate=2e-5",
         "rl.steps=3",
         "rl.steps=4",
-        "rl.is_cap=",
+        "generators.kv_cache_gib=",
         "rl.quotas.math=2",
         "rl.quotas.code=1.5",
         "rl.sampling.stop=['\\n\\n', x]",
@@ -79,7 +79,7 @@ def test_overrides_are_yaml_and_the_last_one_wins():
         "prune.enabled=false",
     ]
     config = load_config("tiny", overrides)
-    assert (config.rl.learning_rate, config.rl.steps, config.rl.is_cap) == (2e-5, 4, None)
+    assert (config.rl.learning_rate, config.rl.steps, config.generators.kv_cache_gib) == (2e-5, 4, None)
     assert config.rl.quotas == {"math": 2.0, "code": 1.5}
     assert config.rl.sampling.sampling().stop == ("\\n\\n", "x")
     assert (config.metrics.wandb_project, config.prune.enabled) == ("mine", False)
@@ -148,10 +148,9 @@ def test_config_does_not_change():
             "rl.generators: 3: the pool has generators.count=2 engines; expected at most so many",
         ),
         (
-            "rl.minibatches=25",
-            "rl.minibatches: 25: a batch has rl.prompts_per_step=24 groups; expected at most so many",
+            "rl.oversample=1.5",
+            "rl.oversample: 1.5: only a synchronous round (rl.max_staleness=0) has last seats to wait for; expected 1",
         ),
-        ("rl.lend_after=65", "rl.lend_after: 65: the run stops before, at rl.max_rejected_in_a_row=64"),
         (
             "rl.quotas={math: 1, code: 0}",
             "rl.quotas.code: 0.0: expected more than 0; leave out what shall have no share",

@@ -1,0 +1,219 @@
+"""The actors of a run and the Ray they live on: generators, a verifier, the trainer; all end with the run.
+
+`RAY_ADDRESS` unset: a local Ray, started and ended here. Any other value: attach to it. (An http address means a Ray
+job; the command line submits that before anything here is reached.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import tempfile
+import uuid
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayActorError
+
+from posttrain.config import Config
+from rollouts.errors import EngineError
+from rollouts.generator import EngineSettings, Generator, Request
+from rollouts.types import Rollout
+
+
+def engine_settings(config: Config, **changes: Any) -> EngineSettings:
+    """The engine's settings of a configuration."""
+    return EngineSettings(
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+        tensor_parallel_size=config.generators.tensor_parallel,
+        enforce_eager=config.generators.enforce_eager,
+        kv_cache_gib=config.generators.kv_cache_gib,
+        gpu_memory_utilization=config.generators.gpu_memory_utilization,
+        seed=config.seed,
+        threads=config.threads,
+        **changes,
+    )
+
+
+class Cluster:
+    """A context manager that owns Ray and every actor that is started through it."""
+
+    def __init__(self, config: Config) -> None:
+        """Nothing is started before the context is entered."""
+        self.config = config
+        self._owned = False
+        self._actors: list[Any] = []
+        self._pool: GeneratorPool | None = None
+        self._weights = Path(tempfile.gettempdir())
+        shared = Path("/dev/shm")
+        if shared.is_dir() and os.access(shared, os.W_OK):
+            self._weights = shared
+        self._weights_prefix = f"posttrain-{uuid.uuid4().hex[:12]}"
+
+    def __enter__(self) -> Self:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        address = os.environ.get("RAY_ADDRESS")
+        self._owned = not ray.is_initialized()
+        if self._owned:
+            local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 512 * 2**20}
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level="ERROR",
+                **({} if address else local),
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+        for leftover in self._weights.glob(f"{self._weights_prefix}*"):
+            leftover.unlink(missing_ok=True)
+        if self._owned:
+            ray.shutdown()
+
+    def actor(self, kind: type, *arguments: Any, gpus: float = 0, **options: Any) -> Any:
+        """Starts an actor of a plain class; it ends with the cluster."""
+        threads = str(self.config.threads)
+        handle = (
+            ray.remote(kind)
+            .options(  # type: ignore[attr-defined]
+                num_cpus=0,
+                num_gpus=gpus,
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0")}},
+                **options,
+            )
+            .remote(*arguments)
+        )
+        self._actors.append(handle)
+        return handle
+
+    def end(self, actor: Any) -> None:
+        """Ends one actor before the cluster does."""
+        self._actors.remove(actor)
+        ray.kill(actor)
+
+    def gpus(self, wanted: float) -> float:
+        """GPUs to ask for: as many as wanted where the cluster has any, else none."""
+        return wanted if ray.cluster_resources().get("GPU") else 0
+
+    def generator(self, model: str, settings: EngineSettings, version: int = 0) -> Any:
+        """Starts a generator actor on a checkpoint."""
+        gpus = self.gpus(settings.tensor_parallel_size)
+        return self.actor(Generator, model, settings, version, gpus=gpus, max_concurrency=4096)
+
+    def pool(self, model: str) -> GeneratorPool:
+        """The run's pool of generators, started on first use and given the weights of `model` ever after."""
+        if self._pool is None:
+            self._pool = GeneratorPool(self, model)
+        else:
+            self._pool.load(model)
+        return self._pool
+
+    def weights_path(self, version: int) -> str:
+        """Where the weights of a version are published: in shared memory where the host has it."""
+        return str(self._weights / f"{self._weights_prefix}-v{version}.safetensors")
+
+
+class GeneratorPool:
+    """The engines of a run: started once, loaded with the checkpoint of each stage in turn."""
+
+    def __init__(self, cluster: Cluster, model: str) -> None:
+        """Starts `generators.count` engines on a checkpoint and waits until they answer.
+
+        Raises:
+            EngineError: an engine did not start within `generators.start_timeout`.
+        """
+        self._cluster, self.config = cluster, cluster.config
+        self._settings = engine_settings(self.config)
+        self._model = model  # whose weights the engines hold between stages
+        self._replacing = asyncio.Lock()
+        self._loads = itertools.count(-1, -1)  # versions of checkpoints between stages, apart from the policy's own
+        self.actors = [cluster.generator(model, self._settings) for _ in range(self.config.generators.count)]
+        run(self.ready())
+
+    async def ready(self) -> None:
+        """Waits until every engine answers."""
+        timeout = self.config.generators.start_timeout
+        await asyncio.gather(*(answer(actor.ready.remote(), timeout, "a vLLM engine to start") for actor in self.actors))
+
+    def load(self, model: str) -> None:
+        """Loads a checkpoint into every engine."""
+        self._model = model
+        run(self.update(model, next(self._loads)))
+
+    async def update(self, path: str, version: int, actors: Sequence[Any] | None = None) -> float:
+        """Loads weights into engines (all of them by default); returns the longest pause in seconds."""
+        timeout = self.config.generators.request_timeout
+        pauses = await asyncio.gather(
+            *(
+                answer(actor.update_weights.remote(path, version), timeout, f"an engine to load version {version}")
+                for actor in (actors or self.actors)
+            )
+        )
+        return max(pauses)
+
+    async def replace(self, index: int, dead: Any, weights: str | None, version: int) -> None:
+        """Starts an engine in the place of one that died; it loads the current weights before it rejoins.
+
+        Whoever finds the engine dead calls this; all but the first wait for the same new one.
+        """
+        async with self._replacing:
+            if self.actors[index] is not dead:
+                return
+            actor = self._cluster.generator(self._model, self._settings, version)
+            timeout = self.config.generators.start_timeout
+            await answer(actor.ready.remote(), timeout, "a vLLM engine to start again")
+            if weights is not None:
+                await self.update(weights, version, [actor])
+            self.actors[index] = actor
+
+    async def generate(self, requests: Sequence[Request], actors: Sequence[Any] | None = None) -> list[list[Rollout]]:
+        """Completions of all requests, in order, spread evenly over engines (all of them by default)."""
+        actors = actors or self.actors
+        timeout = self.config.generators.request_timeout * max(1, len(requests) / 256)
+        parts = await asyncio.gather(
+            *(
+                answer(actor.generate_all.remote(requests[index :: len(actors)]), timeout, "an engine to generate")
+                for index, actor in enumerate(actors)
+            )
+        )
+        results: list[list[Rollout]] = [[] for _ in requests]
+        for index, part in enumerate(parts):
+            results[index :: len(actors)] = part
+        return results
+
+
+async def answer(reference: Any, timeout: float, what: str) -> Any:
+    """Awaits an actor's answer.
+
+    Raises:
+        EngineError: the actor died, or did not answer within `timeout` seconds.
+    """
+    try:
+        return await asyncio.wait_for(result_of(reference), timeout)
+    except TimeoutError:
+        raise EngineError(f"waited {timeout:.0f} s for {what}") from None
+    except RayActorError as error:
+        raise EngineError(f"an actor died while the run waited for {what}: {error}") from error
+
+
+async def result_of(reference: Any) -> Any:
+    """An actor's answer as a coroutine, which asyncio's time limits need."""
+    return await reference
+
+
+def run(awaitable: Awaitable[Any]) -> Any:
+    """Runs a coroutine from synchronous code."""
+
+    async def wrapped() -> Any:
+        return await awaitable
+
+    return asyncio.run(wrapped())

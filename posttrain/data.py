@@ -1,0 +1,65 @@
+"""The rows of a run, read as the configuration names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from curricula.datasets import Demonstration, load_demonstrations, load_prompts
+from posttrain.config import Config, DataSource, resolve_data
+from rollouts.errors import DataError
+from rollouts.renderer import Renderer
+from rollouts.types import Prompt
+
+
+def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say: Callable[[str], None]) -> list[Prompt]:
+    """The prompts of `data.prompts` or `data.heldout` that leave room for an answer of `max_tokens`.
+
+    Raises:
+        DataError: a file, row or field is wrong, a prompt has an image, or no prompt is short enough.
+    """
+    source: DataSource = getattr(config.data, what)
+    if not source.path:
+        raise DataError(f"data.{what}.path is not set; name a JSONL or Parquet file, or a `datasets` name")
+    found = load_prompts(
+        resolve_data(source.path),
+        source.fields,
+        source.limit,
+        constants=source.constants,
+        answer_pattern=source.answer_pattern,
+        system=source.system,
+        what=f"data.{what}",
+    )
+    for prompt in found:
+        if prompt.images:
+            raise DataError(
+                f"{source.path}: prompt {prompt.prompt_id} has an image (field 'images'), but {config.model} has no "
+                "vision; drop the field or use a vision model"
+            )
+    room = config.max_model_len - max_tokens
+    fitting = renderer.fitting(found, room)
+    if not fitting:
+        raise DataError(
+            f"{source.path}: no prompt leaves room for {max_tokens} tokens within max_model_len={config.max_model_len}"
+        )
+    if len(fitting) < len(found):
+        say(f"{source.path}: left out {len(found) - len(fitting)} of {len(found)} prompts longer than {room} tokens")
+    return fitting
+
+
+def demonstrations(config: Config) -> list[Demonstration]:
+    """The rows of `data.demonstrations`.
+
+    Raises:
+        DataError: a file, row or field is wrong.
+    """
+    source = config.data.demonstrations
+    if not source.path:
+        raise DataError("data.demonstrations.path is not set; name a JSONL or Parquet file, or a `datasets` name")
+    return load_demonstrations(
+        resolve_data(source.path),
+        source.fields,
+        source.limit,
+        constants=source.constants,
+        system=source.system,
+        what="data.demonstrations",
+    )

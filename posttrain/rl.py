@@ -1,0 +1,270 @@
+"""Asynchronous online RL: the loop.
+
+      curriculum                     generators                verifier           gate
+    +------------+  draw a prompt   +-----------+   G rollouts +--------+  judged  +------+  admitted, n_c of each
+    | which next |----------------->| vLLM x N  |------------->| judges |--------->| 0/1? |----------+ capability
+    +------------+  takes a slot    +-----------+              +--------+          +------+          v
+          ^                               ^                                           |        +-----------+
+          |    outcomes, frees the slot   |    weights of version v + 1               |        |  trainer  |
+          +-------------------------------|-------------------------------------------+        | one batch,|
+          |                               +----------------------------------------------------| one step  |
+          +------------ frees the slots of the batch, once the generators have the weights ----+-----------+
+
+Generation, judging and training go on at the same time, each in processes of its own; this controller is plain
+asyncio and owns no device. What it waits for is named where it waits, and every wait has a limit.
+
+Simplified against the literature: one optimizer step for each policy version; importance ratios are taken against the
+log-probabilities that vLLM stored at sampling, whatever version sampled the token; no value model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Protocol, TypeVar
+
+from curricula.gate import rejection
+from curricula.sampler import PromptSampler
+from posttrain.config import RLConfig
+from posttrain.ledger import Ledger
+from posttrain.slots import Draw, Judged, Slots
+from posttrain.step_metrics import StepMetrics
+from rollouts.errors import EngineError, JudgeError, NoSignalError
+
+T = TypeVar("T")
+
+
+class Workers(Protocol):
+    """The processes that do the work; a simulation puts others in their place."""
+
+    async def rollout(self, draw: Draw) -> Judged:
+        """Generates and judges the group of a draw."""
+        ...
+
+    async def train(self, batch: Sequence[Judged]) -> StepMetrics:
+        """One train step."""
+        ...
+
+    async def update_weights(self, version: int) -> float:
+        """Gives the generators the trainer's weights; returns the pause in seconds."""
+        ...
+
+
+@dataclass
+class Totals:
+    """What a run adds up to."""
+
+    groups_trained: int = 0
+    tokens_trained: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    max_staleness_seen: int = 0
+
+
+@dataclass
+class Step:
+    """What one turn of the loop did, for the log line and the metrics."""
+
+    version: int
+    reward: float
+    solved: float
+    staleness: int
+    rejected: int
+    train: StepMetrics
+    pause: float = 0.0  # seconds without generation, for the weight update
+
+    def scalars(self) -> dict[str, float]:
+        """Everything as flat numbers."""
+        flat = {key: value for key, value in asdict(self).items() if key not in ("train", "version")}
+        return flat | {f"train/{key}": value for key, value in asdict(self.train).items()}
+
+
+class Controller:
+    """Runs the loop: draws prompts into free slots, gates what comes back, trains full batches, frees their slots."""
+
+    def __init__(
+        self, config: RLConfig, sampler: PromptSampler, workers: Workers, ledger: Ledger, version: int = 0
+    ) -> None:
+        """Starts at a policy version (0, or the step of the checkpoint that a run is resumed from)."""
+        self.config, self.sampler, self.workers, self.ledger = config, sampler, workers, ledger
+        self.version = version  # of the trainer's weights
+        self.synced = version  # of the generators'
+        weights = config.quotas or dict.fromkeys(sampler.capabilities, 1.0)
+        self.slots = Slots(config.prompts_per_step, weights, config.max_staleness, config.order)
+        self.totals = Totals()
+        self._next_draw = ledger.next_draw_id()
+        self._tasks: dict[asyncio.Task[Judged], Draw] = {}
+        self._round: list[tuple[Draw, Judged | JudgeError]] = []  # what a synchronous round has brought so far
+        self._without_signal: Counter[str] = Counter()  # rejections in a row, by capability
+        self._lent_since: dict[str, int] = {}
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Asks the loop to end at the next step boundary."""
+        self._stop.set()
+
+    async def run(self, checkpoint: Callable[[int], Awaitable[None]], report: Callable[[Step], Awaitable[None]]) -> None:
+        """Trains until the configured number of steps, or until `stop`.
+
+        Args:
+            checkpoint: awaited after each train step, before the generators get its weights: the moment at which
+                weights, optimizer, statistics and ledger belong together.
+            report: awaited when a step is over.
+
+        Raises:
+            NoSignalError: no capability gave a group with mixed outcomes any more.
+            EngineError: no batch was full within `step_timeout`, or a process died.
+        """
+        try:
+            while self.version < self.config.steps:
+                rejected = self.totals.rejected.total()
+                batch = await self._next_batch()
+                if batch is None:
+                    return
+                metrics = await self._meanwhile(self.workers.train(batch))
+                step = self._account(batch, metrics, self.totals.rejected.total() - rejected)
+                await checkpoint(self.version)
+                step.pause = await self._meanwhile(self.workers.update_weights(self.version))
+                self._release(batch)
+                await report(step)
+        finally:
+            await self._cancel()
+
+    # ------------------------------------------------------------------------------------------------- a batch
+
+    async def _next_batch(self) -> list[Judged] | None:
+        """Waits for groups until a batch is full; None if asked to stop.
+
+        Unblocked by finished rollouts: each is gated as it comes (with `max_staleness=0`: when the whole round is in,
+        in draw order, so that the next draws don't depend on who was first), and a rejected one makes room for another.
+        """
+        self._fill()
+        stop = asyncio.ensure_future(self._stop.wait())
+        deadline = asyncio.get_running_loop().time() + self.config.step_timeout
+        try:
+            while (batch := self.slots.batch(self.version)) is None:
+                left = deadline - asyncio.get_running_loop().time()
+                done, _ = await asyncio.wait({stop, *self._tasks}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if stop in done:
+                    return None
+                if not done:
+                    waited = f"waited {self.config.step_timeout:.0f} s (rl.step_timeout) for a full batch"
+                    raise EngineError(f"{waited}; {self.slots.waiting_for()}")
+                self._collect()
+            return batch
+        finally:
+            stop.cancel()
+
+    async def _meanwhile(self, work: Awaitable[T]) -> T:
+        """Awaits the trainer or the engines while rollouts go on being judged, gated and drawn anew."""
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            await asyncio.wait({task, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+            self._collect()
+        return await task
+
+    def _collect(self) -> None:
+        """Takes what has finished through the gate, and fills the slots that this frees."""
+        for task in [task for task in self._tasks if task.done()]:
+            draw = self._tasks.pop(task)
+            error = task.exception()
+            if error is not None and not isinstance(error, JudgeError):
+                raise error
+            self._round.append((draw, task.result() if error is None else error))  # type: ignore[arg-type]
+        if self.config.max_staleness == 0 and self._tasks:
+            return
+        for draw, result in sorted(self._round, key=lambda item: item[0].draw_id):
+            self._gate(draw, result)
+        self._round.clear()
+        if self.config.max_staleness == 0:
+            for judged in self.slots.surplus():
+                self._reject(judged.draw, "surplus", judged)
+        self._fill()
+
+    def _gate(self, draw: Draw, result: Judged | JudgeError) -> None:
+        """Observes a group's outcomes and admits or rejects it. A judge's failure is not an outcome."""
+        judged = None if isinstance(result, JudgeError) else result
+        reason = "judge" if judged is None else rejection(judged.outcomes)
+        self.sampler.observe(draw.row, judged.outcomes if judged else None, draw.version)
+        if judged is not None and reason is None:
+            self._without_signal[draw.capability] = 0
+            if draw.capability in self.slots.lent:
+                self.slots.restore(draw.capability)
+            self.slots.admit(judged)
+            self.ledger.judged(draw.draw_id, "admitted", None, sum(judged.outcomes), len(judged.outcomes), judged.tokens)
+            return
+        self._reject(draw, reason or "", judged)
+        self._without_signal[draw.capability] += 1
+        self._lend(draw.capability, result if isinstance(result, JudgeError) else None)
+
+    def _reject(self, draw: Draw, reason: str, judged: Judged | None) -> None:
+        outcomes = judged.outcomes if judged else ()
+        self.totals.rejected[reason] += 1
+        self.slots.release(draw)
+        self.ledger.judged(draw.draw_id, "rejected", reason, sum(outcomes), len(outcomes), judged.tokens if judged else 0)
+
+    def _lend(self, capability: str, failure: JudgeError | None) -> None:
+        """After many rejections in a row a capability lends its share; when all have, no prompt gives a signal."""
+        if capability in self.slots.lent or self._without_signal[capability] >= self.config.max_rejected_in_a_row:
+            self.slots.lend(capability)
+            self._lent_since[capability] = self.version
+        if self.slots.lent == set(self.slots.weights):
+            raise failure or NoSignalError(self._no_signal())
+
+    def _no_signal(self) -> str:
+        rates = self.ledger.pass_rates()
+        bins = Counter(min(int(rate * 10), 9) for rate in rates)
+        histogram = ", ".join(f"{low / 10:.1f}-{(low + 1) / 10:.1f}: {bins[low]}" for low in range(10) if bins[low])
+        rejected = ", ".join(f"{name}: {count}" for name, count in self._without_signal.items())
+        return (
+            f"no prompt gives a learning signal: all rollouts of a group fail, or all succeed (groups rejected in a row: "
+            f"{rejected}); pass rates of the {len(rates)} groups judged: {histogram}; use easier or harder prompts, "
+            "a larger rl.group_size, or more SFT"
+        )
+
+    # ------------------------------------------------------------------------------------------------- slots
+
+    def _fill(self) -> None:
+        """Draws a prompt into every free slot; in a synchronous round only once nothing is under way."""
+        if self.config.max_staleness == 0 and self._tasks:
+            return
+        oversample = self.config.oversample if self.config.max_staleness == 0 else 1.0
+        for capability in self.slots.weights:
+            for _ in range(self.slots.free(capability, oversample)):
+                row = self.sampler.draw(capability, self.synced)
+                draw = Draw(self._next_draw, row, self.sampler.prompts[row], self.synced)
+                self._next_draw += 1
+                self.slots.take(draw)
+                self.ledger.drawn(draw.draw_id, draw.prompt.prompt_id, capability, draw.version)
+                self._tasks[asyncio.ensure_future(self.workers.rollout(draw))] = draw
+
+    def _account(self, batch: Sequence[Judged], train: StepMetrics, rejected: int) -> Step:
+        """Counts a train step and enters it in the ledger; the policy is one version further."""
+        staleness = max(self.version - judged.oldest_version for judged in batch)
+        assert staleness <= self.config.max_staleness, f"staleness {staleness} past the bound"
+        self.version += 1
+        self.totals.groups_trained += len(batch)
+        self.totals.tokens_trained += train.tokens
+        self.totals.max_staleness_seen = max(self.totals.max_staleness_seen, staleness)
+        self.ledger.trained((judged.draw.draw_id for judged in batch), self.version)
+        outcomes = [outcome for judged in batch for outcome in judged.outcomes]
+        reward = sum(judged.mean_reward for judged in batch) / len(batch)
+        return Step(self.version, reward, sum(outcomes) / len(outcomes), staleness, rejected, train)
+
+    def _release(self, batch: Sequence[Judged]) -> None:
+        """Frees the slots of a batch that the generators have the weights of, and re-tests who lends its share."""
+        self.synced = self.version
+        for judged in batch:
+            self.slots.release(judged.draw)
+        for judged in self.slots.stale(self.version):
+            self._reject(judged.draw, "stale", judged)
+        for capability in self.slots.lent:
+            if self.version - self._lent_since[capability] >= self.config.retest_every:
+                self.slots.probe(capability)
+
+    async def _cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()

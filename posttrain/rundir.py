@@ -1,0 +1,177 @@
+"""The run directory and the checkpoints in it.
+
+A checkpoint is a Hugging Face model directory with the stage's own state beside it. It is written under a temporary
+name, its manifest last, and renamed: a directory with a manifest that fits is complete, anything else is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from posttrain.config import Config, config_hash
+from rollouts.errors import CheckpointError, ConfigError
+
+MANIFEST = "manifest.json"
+STAGES = ("sft", "rl", "dpo")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a complete checkpoint says of itself; written last.
+
+    `files` maps each file's name to its sha256.
+    """
+
+    stage: str
+    step: int
+    policy_version: int
+    parent: str
+    config_hash: str
+    files: dict[str, str]
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Self:
+        """Reads and checks a checkpoint's manifest.
+
+        Raises:
+            CheckpointError: there is none, it cannot be read, or a file that it lists is missing or another size.
+        """
+        path = checkpoint / MANIFEST
+        if not checkpoint.is_dir():
+            raise CheckpointError(f"{checkpoint}: no such checkpoint directory")
+        if not path.is_file():
+            raise CheckpointError(f"{checkpoint}: incomplete checkpoint (no {MANIFEST}); choose another one or delete it")
+        try:
+            manifest = cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path}: not a manifest: {error}") from None
+        for name, digest in manifest.files.items():
+            if not (checkpoint / name).is_file():
+                raise CheckpointError(f"{checkpoint}: incomplete checkpoint ({name} is missing); choose another one")
+            if _sha256(checkpoint / name) != digest:
+                raise CheckpointError(f"{checkpoint}: damaged checkpoint ({name} has changed since it was written)")
+        return manifest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class RunDir:
+    """The directory of one run: `config.json`, one folder for each stage, metrics, ledger, summary."""
+
+    def __init__(self, path: str | Path, config: Config) -> None:
+        """Creates the directory, or takes an existing one up again."""
+        self.path, self.config = Path(path).resolve(), config
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path}: the run directory is a file; choose another --run")
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "config.json").is_file():
+            raise ConfigError(f"{self.path}: not empty and not a run directory; choose another --run")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "config.json", config.resolved())
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage, made if need be."""
+        folder = self.path / name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def checkpoints(self, stage: str) -> list[Path]:
+        """The complete checkpoints of a stage, oldest first."""
+        folder = self.path / stage / "checkpoints"
+        found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and (path / MANIFEST).is_file()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def newest(self, stage: str) -> Path | None:
+        """The newest complete checkpoint of a stage."""
+        return next(reversed(self.checkpoints(stage)), None)
+
+    def start_of(self, stage: str, base: str) -> str:
+        """The checkpoint that a stage starts from: the newest of the nearest stage before it, or the base model."""
+        for previous in reversed(STAGES[: STAGES.index(stage)]):
+            if (found := self.newest(previous)) is not None:
+                return str(found)
+        return base
+
+    def resume_point(self, stage: str, resume: str | None) -> Path | None:
+        """The checkpoint to continue a stage from: `auto` is the newest, anything else a directory.
+
+        Raises:
+            CheckpointError: the directory is not a complete checkpoint of this stage.
+        """
+        if resume is None:
+            return None
+        found = self.newest(stage) if resume == "auto" else Path(resume)
+        if found is None:
+            return None
+        manifest = Manifest.read(found)
+        if manifest.stage != stage:
+            raise CheckpointError(f"{found}: a checkpoint of stage '{manifest.stage}', not '{stage}'")
+        return found
+
+    def refuse_to_overwrite(self, stage: str) -> None:
+        """A stage that has checkpoints is resumed or given another run directory, never written over."""
+        if (found := self.newest(stage)) is not None:
+            raise ConfigError(
+                f"{self.path}: stage '{stage}' already has {found.name}; continue it with --resume auto, "
+                "or choose another --run"
+            )
+
+    def save_checkpoint(
+        self, stage: str, step: int, parent: str, keep: int, write: Callable[[Path], object], policy_version: int | None = None
+    ) -> Path:
+        """Writes a complete checkpoint and drops the oldest beyond `keep`.
+
+        Args:
+            stage: a stage's name.
+            step: the step that it was taken after.
+            parent: the checkpoint that the stage started from.
+            keep: how many checkpoints of the stage to keep.
+            write: writes the files into the (temporary) directory that it is given.
+            policy_version: of the weights; the step, if not given.
+        """
+        folder = self.stage(stage) / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        final = folder / f"step-{step:06d}"
+        temporary = folder / f".{final.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        write(temporary)
+        files = {str(path.relative_to(temporary)): path for path in sorted(temporary.rglob("*")) if path.is_file()}
+        for path in files.values():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        manifest = Manifest(
+            stage=stage,
+            step=step,
+            policy_version=step if policy_version is None else policy_version,
+            parent=parent,
+            config_hash=config_hash(self.config),
+            files={name: _sha256(path) for name, path in files.items()},
+        )
+        write_json(temporary / MANIFEST, asdict(manifest))
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in self.checkpoints(stage)[:-keep]:
+            shutil.rmtree(old)
+        return final

@@ -1,0 +1,51 @@
+"""The verifier: an actor that judges rollouts as they come and keeps them until they are written to a shard."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from judges.scorer import load_scorer
+from posttrain.slots import Draw, Judged
+from rollouts.recorder import write_shard
+from rollouts.types import Rollout, RolloutGroup
+
+
+class Verifier:
+    """Runs the configured scorer in a process of its own; what the model wrote is run in a worker beneath it."""
+
+    def __init__(self, reward: str, search_path: list[str]) -> None:
+        """Loads the scorer; `search_path` is the driver's, so that the user's own module is found here too."""
+        sys.path.extend(entry for entry in search_path if entry not in sys.path)
+        self._score = load_scorer(reward)
+        self._judged: list[RolloutGroup] = []
+
+    def ready(self) -> bool:
+        """Returns once the scorer is loaded."""
+        return True
+
+    def judge(self, draw: Draw, prompt_token_ids: list[int], rollouts: list[Rollout]) -> tuple[Judged, RolloutGroup]:
+        """Scores a group; gives what the controller may know of it, and the group.
+
+        Raises:
+            JudgeError: judging failed.
+        """
+        for rollout, score in zip(rollouts, self._score(draw.prompt, rollouts), strict=True):
+            rollout.reward, rollout.outcome, rollout.reason = score.reward, score.outcome, score.reason
+            rollout.breakdown = dict(score.breakdown)
+        group = RolloutGroup(draw.draw_id, draw.prompt, prompt_token_ids, rollouts)
+        self._judged.append(group)
+        judged = Judged(
+            draw=draw,
+            outcomes=tuple(rollout.outcome for rollout in rollouts),
+            mean_reward=sum(rollout.reward for rollout in rollouts) / len(rollouts),
+            oldest_version=min(span[2] for rollout in rollouts for span in rollout.policy_versions),
+            tokens=sum(len(rollout.token_ids) for rollout in rollouts),
+            payload=None,
+        )
+        return judged, group
+
+    def write_shard(self, path: str) -> int:
+        """Writes what was judged since the last shard."""
+        groups, self._judged = self._judged, []
+        return write_shard(Path(path), groups)

@@ -1,0 +1,124 @@
+"""The real workers of the RL loop: Ray actors. Rollouts go between them as references; the driver sees their metadata."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayActorError
+
+from posttrain.cluster import Cluster, GeneratorPool, result_of, answer
+from posttrain.slots import Draw, Judged
+from posttrain.step_metrics import StepMetrics
+from posttrain.trainer import PolicyTrainer
+from posttrain.verifier import Verifier
+from rollouts.errors import EngineError, JudgeError
+from rollouts.generator import Request
+from rollouts.renderer import Renderer
+
+JUDGE_TRIES = 3
+GENERATE_TRIES = 3
+
+
+class RayWorkers:
+    """Generators of a pool, a verifier and a trainer."""
+
+    def __init__(self, cluster: Cluster, pool: GeneratorPool, renderer: Renderer, model: str) -> None:
+        """Starts the trainer and the verifier; the pool's generators are there already.
+
+        Args:
+            cluster: owns the actors.
+            pool: whose first `rl.generators` engines make rollouts; the rest evaluate.
+            renderer: of the model's chat template.
+            model: the checkpoint that training starts from.
+        """
+        self.config = cluster.config
+        self._cluster, self._pool, self._renderer = cluster, pool, renderer
+        rl = self.config.rl
+        self.engines = list(range(rl.generators))
+        self._outstanding = [0] * rl.generators
+        self._sampling = rl.sampling.sampling()
+        self._published: str | None = None
+        self._version = 0
+        self.trainer = cluster.actor(
+            PolicyTrainer, model, rl, self.config.seed, self.config.threads, gpus=cluster.gpus(1)
+        )
+        self.verifier = cluster.actor(Verifier, self.config.reward, sys.path)
+
+    @property
+    def evaluators(self) -> list[Any]:
+        """The engines that make no rollouts; where there are none, those that do."""
+        return self._pool.actors[len(self.engines) :] or self._pool.actors
+
+    async def ready(self) -> None:
+        """Waits until trainer and verifier have started."""
+        timeout = self.config.generators.start_timeout
+        await answer(self.verifier.ready.remote(), timeout, "the verifier to start")
+        await answer(self.trainer.ready.remote(), timeout, "the trainer to start")
+
+    async def rollout(self, draw: Draw) -> Judged:
+        """Generates and judges a group; a dead engine's draw is given to another, a failed judging is tried again."""
+        tokens = self._renderer.prompt_tokens(draw.prompt.messages)
+        request = Request(tokens, self._sampling, self.config.rl.group_size, seed=self._seed(draw.draw_id))
+        rollouts = await self._generate(request)
+        for attempt in range(JUDGE_TRIES):
+            judged, group = self.verifier.judge.options(num_returns=2).remote(draw, list(tokens), rollouts)
+            try:
+                what = f"the verifier to judge draw {draw.draw_id}"
+                return replace(await answer(judged, self.config.generators.request_timeout, what), payload=group)
+            except JudgeError:
+                if attempt == JUDGE_TRIES - 1:
+                    raise
+                await asyncio.sleep(0.1 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _seed(self, draw_id: int) -> int:
+        """A request's seed: draws of one run differ, and a run with the same seed repeats them."""
+        digest = hashlib.sha256(f"{self.config.seed}/{draw_id}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") >> 1
+
+    async def _generate(self, request: Request) -> Any:
+        """A reference to the rollouts of a request, from the engine with the fewest groups under way."""
+        timeout = self.config.generators.request_timeout
+        for attempt in range(GENERATE_TRIES):
+            index = min(self.engines, key=lambda engine: self._outstanding[engine])
+            actor = self._pool.actors[index]
+            self._outstanding[index] += 1
+            try:
+                count, rollouts = actor.generate_counted.options(num_returns=2).remote(request)
+                await asyncio.wait_for(result_of(count), timeout)  # small; the rollouts stay where they are
+                return rollouts
+            except TimeoutError:
+                raise EngineError(f"waited {timeout:.0f} s (generators.request_timeout) for an engine") from None
+            except RayActorError as error:
+                if attempt == GENERATE_TRIES - 1:
+                    raise EngineError(f"generator {index} died {GENERATE_TRIES} times: {error}") from error
+                await self._pool.replace(index, actor, self._published, self._version)
+            finally:
+                self._outstanding[index] -= 1
+        raise AssertionError("unreachable")
+
+    async def train(self, batch: Sequence[Judged]) -> StepMetrics:
+        """One train step on the groups of a batch."""
+        step = self.trainer.train_step.remote(*(judged.payload for judged in batch))
+        return await answer(step, self.config.rl.step_timeout, "the trainer to finish a step")
+
+    async def update_weights(self, version: int) -> float:
+        """Publishes the trainer's weights and loads them into the engines that make rollouts."""
+        path, old = self._cluster.weights_path(version), self._published
+        await answer(self.trainer.publish.remote(path), self.config.rl.step_timeout, "the trainer to publish its weights")
+        self._published, self._version = path, version
+        pause = await self._pool.update(path, version, [self._pool.actors[engine] for engine in self.engines])
+        if old is not None:
+            Path(old).unlink(missing_ok=True)
+        return pause
+
+    async def update_evaluators(self) -> None:
+        """Gives the evaluating engines the weights that were published last."""
+        if self._published is not None and self.evaluators is not self._pool.actors:
+            await self._pool.update(self._published, self._version, self.evaluators)
