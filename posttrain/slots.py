@@ -137,23 +137,20 @@ class Slots:
         return [self._ready[draw_id] for draw_id in first]
 
     def _as_ready(self, capability: str, quota: int, version: int) -> list[Judged] | None:
-        """Groups as they finished, but those first that would otherwise pass the bound in one of the next steps."""
-        live = list(self._live[capability].values())  # the oldest first
-        due = 0  # how many of them have to go now, so that a later batch need not take more than its quota
+        """Groups as they finished, but so many of the older ones that none passes the bound in one of the next steps."""
+        waiting = [judged for judged in self._ready.values() if judged.draw.capability == capability]
+        chosen: list[Judged] = []
         for later in range(self.max_staleness + 1):
-            aged = sum(version + later - draw.version >= self.max_staleness for draw in live)
-            due = max(due, aged - later * quota)
-        first = live[: min(due, quota)]
-        if any(draw.draw_id not in self._ready for draw in first):
-            return None
-        chosen = [self._ready[draw.draw_id] for draw in first]
-        taken = {judged.draw.draw_id for judged in chosen}
-        rest = [
-            judged
-            for judged in self._ready.values()
-            if judged.draw.capability == capability and judged.draw.draw_id not in taken
-        ]
-        chosen += rest[: quota - len(chosen)]
+            drawn_by = version + later - self.max_staleness  # to be trained in this batch or the next `later` ones
+            due = sum(draw.version <= drawn_by for draw in self._live[capability].values()) - later * quota
+            missing = max(0, min(due, quota) - len(chosen))
+            old = [judged for judged in waiting if judged.draw.version <= drawn_by]
+            if missing > len(old):
+                return None
+            chosen += old[:missing]
+            taken = {judged.draw.draw_id for judged in chosen}
+            waiting = [judged for judged in waiting if judged.draw.draw_id not in taken]
+        chosen += waiting[: quota - len(chosen)]
         return chosen if len(chosen) == quota else None
 
     def waiting_for(self) -> str:
