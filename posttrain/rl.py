@@ -139,6 +139,8 @@ class Controller:
         Unblocked by finished rollouts: each is gated as it comes (with `max_staleness=0`: when the whole round is in,
         in draw order, so that the next draws don't depend on who was first), and a rejected one makes room for another.
         """
+        if self._stop.is_set():  # also when the next batch is full already
+            return None
         self._fill()
         stop = asyncio.ensure_future(self._stop.wait())
         deadline = asyncio.get_running_loop().time() + self.config.step_timeout
@@ -159,10 +161,13 @@ class Controller:
     async def _meanwhile(self, work: Awaitable[T]) -> T:
         """Awaits the trainer or the engines while rollouts go on being judged, gated and drawn anew."""
         task = asyncio.ensure_future(work)
-        while not task.done():
-            await asyncio.wait({task, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
-            self._collect()
-        return await task
+        try:
+            while not task.done():
+                await asyncio.wait({task, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+                self._collect()
+            return await task
+        finally:
+            task.cancel()  # does nothing unless a rollout's error ends the run before the work is done
 
     def _collect(self) -> None:
         """Takes what has finished through the gate, and fills the slots that this frees."""
@@ -191,6 +196,9 @@ class Controller:
             self._without_signal[draw.capability] = 0
             if draw.capability in self.slots.lent:
                 self.slots.restore(draw.capability)
+            if self.version - judged.oldest_version > self.config.max_staleness:  # its capability's share has shrunk
+                self._reject(draw, "stale", judged)
+                return
             self.slots.admit(judged)
             self.ledger.judged(draw.draw_id, "admitted", None, sum(judged.outcomes), len(judged.outcomes), judged.tokens)
             return
