@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ class PromptSampler:
             capability: np.array([row for row, prompt in enumerate(self.prompts) if prompt.capability == capability])
             for capability in dict.fromkeys(prompt.capability for prompt in self.prompts)
         }
-        self._in_flight: set[int] = set()
+        self._in_flight: Counter[int] = Counter()
 
     @property
     def capabilities(self) -> list[str]:
@@ -44,7 +45,9 @@ class PromptSampler:
         rows = self._rows[capability]
         candidates = rows[self._rng.integers(len(rows), size=CANDIDATES)]
         free = np.array([row for row in candidates if row not in self._in_flight], dtype=np.int64)
-        if len(free) == 0:  # a set smaller than what is in flight: a prompt may then be drawn twice
+        if len(free) == 0:  # nearly all are in flight
+            free = self._rng.permutation([row for row in rows if row not in self._in_flight])[:CANDIDATES]
+        if len(free) == 0:  # a set smaller than what is in flight: a prompt is then drawn twice
             free = candidates
         if self.selection == "uniform":
             choice = int(free[0])
@@ -52,12 +55,14 @@ class PromptSampler:
             alpha, beta = self.stats.posterior(free, version)
             rate = self._rng.beta(alpha, beta)
             choice = int(free[np.argmax(1 - rate**self.group_size - (1 - rate) ** self.group_size)])
-        self._in_flight.add(choice)
+        self._in_flight[choice] += 1
         return choice
 
     def observe(self, row: int, outcomes: Sequence[bool] | None, version: int) -> None:
         """Ends a draw: with the outcomes of its group, or with None if there are none."""
-        self._in_flight.discard(row)
+        self._in_flight[row] -= 1
+        if self._in_flight[row] <= 0:
+            del self._in_flight[row]
         if outcomes is not None:
             self.stats.observe(row, outcomes, version)
 
