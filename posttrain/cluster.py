@@ -12,9 +12,10 @@ import os
 import tempfile
 import uuid
 from collections.abc import Awaitable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import ray
 from ray.exceptions import RayActorError
@@ -43,6 +44,8 @@ def engine_settings(config: Config, **changes: Any) -> EngineSettings:
 class Cluster:
     """A context manager that owns Ray and every actor that is started through it."""
 
+    _current: ClassVar[Cluster | None] = None
+
     def __init__(self, config: Config) -> None:
         """Nothing is started before the context is entered."""
         self.config = config
@@ -55,7 +58,13 @@ class Cluster:
             self._weights = shared
         self._weights_prefix = f"posttrain-{uuid.uuid4().hex[:12]}"
 
+    @classmethod
+    def of(cls, config: Config) -> AbstractContextManager[Cluster]:
+        """The cluster of the run that is going on, which stays when the context ends, or a new one."""
+        return nullcontext(cls._current) if cls._current is not None else cls(config)
+
     def __enter__(self) -> Self:
+        Cluster._current = self
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         address = os.environ.get("RAY_ADDRESS")
         self._owned = not ray.is_initialized()
@@ -72,6 +81,7 @@ class Cluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        Cluster._current = None
         for actor in self._actors:
             ray.kill(actor)
         for leftover in self._weights.glob(f"{self._weights_prefix}*"):

@@ -104,7 +104,9 @@ class Controller:
         """Asks the loop to end at the next step boundary."""
         self._stop.set()
 
-    async def run(self, checkpoint: Callable[[int], Awaitable[None]], report: Callable[[Step], Awaitable[None]]) -> None:
+    async def run(
+        self, checkpoint: Callable[[int], Awaitable[None]], report: Callable[[Step], Awaitable[None]]
+    ) -> None:
         """Trains until the configured number of steps, or until `stop`.
 
         Args:
@@ -200,7 +202,9 @@ class Controller:
                 self._reject(draw, "stale", judged)
                 return
             self.slots.admit(judged)
-            self.ledger.judged(draw.draw_id, "admitted", None, sum(judged.outcomes), len(judged.outcomes), judged.tokens)
+            self.ledger.judged(
+                draw.draw_id, "admitted", None, sum(judged.outcomes), len(judged.outcomes), judged.tokens
+            )
             return
         self._reject(draw, reason or "", judged)
         self._without_signal[draw.capability] += 1
@@ -210,7 +214,9 @@ class Controller:
         outcomes = judged.outcomes if judged else ()
         self.totals.rejected[reason] += 1
         self.slots.release(draw)
-        self.ledger.judged(draw.draw_id, "rejected", reason, sum(outcomes), len(outcomes), judged.tokens if judged else 0)
+        self.ledger.judged(
+            draw.draw_id, "rejected", reason, sum(outcomes), len(outcomes), judged.tokens if judged else 0
+        )
 
     def _lend(self, capability: str, failure: JudgeError | None) -> None:
         """After many rejections in a row a capability lends its share; when all have, no prompt gives a signal."""

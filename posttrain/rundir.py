@@ -11,7 +11,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -137,18 +138,15 @@ class RunDir:
                 "or choose another --run"
             )
 
-    def save_checkpoint(
-        self, stage: str, step: int, parent: str, keep: int, write: Callable[[Path], object], policy_version: int | None = None
-    ) -> Path:
-        """Writes a complete checkpoint and drops the oldest beyond `keep`.
+    @contextmanager
+    def new_checkpoint(self, stage: str, step: int, parent: str, keep: int) -> Iterator[Path]:
+        """A directory to write a checkpoint into; complete when the context ends, gone if it ends by an error.
 
         Args:
             stage: a stage's name.
-            step: the step that it was taken after.
+            step: the step that it is taken after, which is its policy version.
             parent: the checkpoint that the stage started from.
-            keep: how many checkpoints of the stage to keep.
-            write: writes the files into the (temporary) directory that it is given.
-            policy_version: of the weights; the step, if not given.
+            keep: how many checkpoints of the stage to keep; the oldest beyond are dropped.
         """
         folder = self.stage(stage) / "checkpoints"
         folder.mkdir(exist_ok=True)
@@ -156,22 +154,19 @@ class RunDir:
         temporary = folder / f".{final.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        write(temporary)
-        files = {str(path.relative_to(temporary)): path for path in sorted(temporary.rglob("*")) if path.is_file()}
-        for path in files.values():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        manifest = Manifest(
-            stage=stage,
-            step=step,
-            policy_version=step if policy_version is None else policy_version,
-            parent=parent,
-            config_hash=config_hash(self.config),
-            files={name: _sha256(path) for name, path in files.items()},
-        )
-        write_json(temporary / MANIFEST, asdict(manifest))
+        try:
+            yield temporary
+            files = {str(path.relative_to(temporary)): path for path in sorted(temporary.rglob("*")) if path.is_file()}
+            for path in files.values():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            digests = {name: _sha256(path) for name, path in files.items()}
+            manifest = Manifest(stage, step, step, parent, config_hash(self.config), digests)
+            write_json(temporary / MANIFEST, asdict(manifest))
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         for old in self.checkpoints(stage)[:-keep]:
             shutil.rmtree(old)
-        return final

@@ -50,7 +50,9 @@ class Judged:
 class Slots:
     """The draws under way, by capability."""
 
-    def __init__(self, prompts_per_step: int, weights: Mapping[str, float], max_staleness: int, order: str = "fifo") -> None:
+    def __init__(
+        self, prompts_per_step: int, weights: Mapping[str, float], max_staleness: int, order: str = "fifo"
+    ) -> None:
         """Starts empty.
 
         Args:
@@ -70,7 +72,7 @@ class Slots:
 
     def _share(self) -> None:
         active = {name: weight for name, weight in self.weights.items() if name not in self.lent}
-        self.quotas = {name: 0 for name in self.weights} | (allocate(self.prompts_per_step, active) if active else {})
+        self.quotas = dict.fromkeys(self.weights, 0) | (allocate(self.prompts_per_step, active) if active else {})
 
     def lend(self, capability: str) -> None:
         """Gives a capability's share to the others."""
@@ -124,7 +126,11 @@ class Slots:
         """The next batch in draw order if all of it is ready, else None; its groups keep their slots."""
         found: list[Judged] = []
         for capability, quota in self.quotas.items():
-            chosen = self._in_order(capability, quota) if self.order == "fifo" else self._as_ready(capability, quota, version)
+            chosen = (
+                self._in_order(capability, quota)
+                if self.order == "fifo"
+                else self._as_ready(capability, quota, version)
+            )
             if chosen is None:
                 return None
             found += chosen
@@ -137,7 +143,7 @@ class Slots:
         return [self._ready[draw_id] for draw_id in first]
 
     def _as_ready(self, capability: str, quota: int, version: int) -> list[Judged] | None:
-        """Groups as they finished, but so many of the older ones that none passes the bound in one of the next steps."""
+        """Groups as they finished, but so many of the older ones that none passes the bound in a later step."""
         waiting = [judged for judged in self._ready.values() if judged.draw.capability == capability]
         chosen: list[Judged] = []
         for later in range(self.max_staleness + 1):

@@ -38,7 +38,7 @@ class RayWorkers:
             model: the checkpoint that training starts from.
         """
         self.config = cluster.config
-        self._cluster, self._pool, self._renderer = cluster, pool, renderer
+        self._cluster, self._pool, self._renderer, self._model = cluster, pool, renderer, model
         rl = self.config.rl
         self.engines = list(range(rl.generators))
         self._outstanding = [0] * rl.generators
@@ -51,6 +51,11 @@ class RayWorkers:
         self.verifier = cluster.actor(Verifier, self.config.reward, sys.path)
 
     @property
+    def has_spare_engines(self) -> bool:
+        """Whether some engine of the pool makes no rollouts."""
+        return len(self._pool.actors) > len(self.engines)
+
+    @property
     def evaluators(self) -> list[Any]:
         """The engines that make no rollouts; where there are none, those that do."""
         return self._pool.actors[len(self.engines) :] or self._pool.actors
@@ -60,6 +65,20 @@ class RayWorkers:
         timeout = self.config.generators.start_timeout
         await answer(self.verifier.ready.remote(), timeout, "the verifier to start")
         await answer(self.trainer.ready.remote(), timeout, "the trainer to start")
+
+    async def begin(self, version: int, checkpoint: str | None) -> None:
+        """Sets the version of the first weights, and the optimizer's state when a run is continued."""
+        self._version = version
+        if checkpoint is not None:
+            limit = self.config.generators.start_timeout
+            await answer(self.trainer.load_optimizer.remote(checkpoint, version), limit, "the optimizer's state")
+        await self._pool.update(self._model, version)
+
+    async def engine_metrics(self) -> dict[str, float]:
+        """Tokens and busy seconds of the engines that make rollouts, added up."""
+        actors = [self._pool.actors[engine] for engine in self.engines]
+        each = await asyncio.gather(*(answer(actor.metrics.remote(), 60, "an engine's metrics") for actor in actors))
+        return {key: sum(metrics[key] for metrics in each) for key in each[0]}
 
     async def rollout(self, draw: Draw) -> Judged:
         """Generates and judges a group; a dead engine's draw is given to another, a failed judging is tried again."""
@@ -120,5 +139,5 @@ class RayWorkers:
 
     async def update_evaluators(self) -> None:
         """Gives the evaluating engines the weights that were published last."""
-        if self._published is not None and self.evaluators is not self._pool.actors:
+        if self._published is not None and self.has_spare_engines:
             await self._pool.update(self._published, self._version, self.evaluators)

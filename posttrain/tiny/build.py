@@ -17,7 +17,7 @@ from posttrain.tiny import data
 from posttrain.tiny.pretrain import batches, new_model, train, train_in_parallel
 from posttrain.tiny.tokenizer import train_tokenizer
 
-BASE_TOKENS = 14_000_000
+BASE_TOKENS = 11_000_000
 BASE_LEARNING_RATE = 2.5e-3
 TOKENS_PER_BATCH = 2048
 RANKS = 2

@@ -24,7 +24,7 @@ from posttrain.tiny.writing import (
 
 Row = dict[str, Any]
 
-CORPUS_LEVELS = (0.28, 0.26, 0.20, 0.15, 0.11)
+CORPUS_LEVELS = (0.25, 0.23, 0.20, 0.17, 0.15)
 """How often each difficulty occurs in pre-training."""
 DEMONSTRATION_LEVELS = (0.38, 0.27, 0.17, 0.11, 0.07)
 """How often each difficulty occurs among demonstrations: the easy majority that a real set has."""
@@ -62,15 +62,16 @@ def _unseen(rng: random.Random, capability: str, level: int, seen: set[str]) -> 
 
 
 def heldout_rows(seed: int, per_level: int = 48) -> list[Row]:
-    """Held-out prompts, equally many of each capability and level; every fourth asks in a held-out way."""
+    """Held-out prompts, equally many of each capability and level; every sixth asks in a held-out way."""
     rng, seen, rows = random.Random(f"{seed}/heldout"), set[str](), []
     for capability in CAPABILITIES:
         for level in LEVELS:
             for index in range(per_level):
                 problem = _unseen(rng, capability, level, seen)
                 seen.add(content_hash(capability, problem.question))
-                pool = HELDOUT_INSTRUCTIONS if index % 4 == 3 else TRAIN_INSTRUCTIONS
+                pool = HELDOUT_INSTRUCTIONS if index % 6 == 5 else TRAIN_INSTRUCTIONS
                 rows.append(prompt_row(problem, rng.choice(pool)))
+    rng.shuffle(rows)
     return rows
 
 

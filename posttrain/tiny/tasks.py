@@ -6,7 +6,7 @@ wrong answer that a sloppy writer would give, and (for code) the hidden tests. E
 
 | capability | question | worked steps |
 |---|---|---|
-| math | `47+38-12` | the running total: `47+38=85, 85-12=73` |
+| math | `47+38-12` | tens, then units: `47+30=77+8=85, 85-10=75-2=73` |
 | reasoning | `k-th smallest`, swaps of cups, following arrows | the sorted list, the state after each swap, the path |
 | code | `x is a list: double each; reverse; sum` | one statement for each operation |
 """
@@ -25,7 +25,7 @@ LEVELS = (1, 2, 3, 4, 5)
 class Problem:
     """One question with everything that a writer or a verifier of its solution needs.
 
-    Example: `Problem("math", 2, "47+38", answer="85", worked="7+8=15, 40+30=70, 70+15=85", sloppy="75")`
+    Example: `Problem("math", 2, "47+38", answer="85", worked="47+30=77+8=85", sloppy="75")`
     """
 
     capability: str
@@ -56,30 +56,28 @@ def _slip(rng: random.Random, value: int) -> str:
     return str(rng.choice(wrong or [value + 1]))
 
 
+def _worked_step(total: int, sign: str, value: int) -> tuple[str, int]:
+    """One operation as people work it out: the tens first, then the units (`47+38` is `47+30=77+8=85`)."""
+    step = 1 if sign == "+" else -1
+    result = total + step * value
+    tens, units = value // 10 * 10, value % 10
+    if not tens or not units:
+        return f"{total}{sign}{value}={result}", result
+    return f"{total}{sign}{tens}={total + step * tens}{sign}{units}={result}", result
+
+
 def math_problem(rng: random.Random, level: int) -> Problem:
-    """A chain of additions, subtractions and (from level 4) one product; the worked form is the running total."""
-    digits, terms = {1: (1, 2), 2: (2, 2), 3: (2, 3), 4: (2, 3), 5: (2, 4)}[level]
-    low, high = (1, 9) if digits == 1 else (10, 99)
-    expression, steps = "", []
-    total = 0
-    for index in range(terms):
-        value, shown = rng.randint(low, high), ""
-        if level >= 4 and index == 0:
-            factor, value = rng.randint(2, 9), rng.randint(11, 49)
-            tens, units = value // 10 * 10, value % 10
-            shown, product = f"{factor}*{value}", factor * value
-            steps.append(f"{shown}={factor * tens}+{factor * units}={product}")
-            expression, total = shown, product
-            continue
-        if index == 0:
-            expression, total = str(value), value
-            continue
-        sign = rng.choice("+-")
+    """A chain of additions and subtractions that stays positive; the worked form goes tens first, then units."""
+    bounds = {1: (9, 9), 2: (99, 9), 3: (99, 99), 4: (99, 99, 9), 5: (99, 99, 99)}[level]
+    total = rng.randint(10 if bounds[0] == 99 else 1, bounds[0])
+    expression, steps = str(total), []
+    for bound in bounds[1:]:
+        value, sign = rng.randint(10 if bound == 99 else 1, bound), rng.choice("+-")
         if sign == "-" and value > total:
             sign = "+"
-        result = total + value if sign == "+" else total - value
-        steps.append(f"{total}{sign}{value}={result}")
-        expression, total = f"{expression}{sign}{value}", result
+        expression += f"{sign}{value}"
+        step, total = _worked_step(total, sign, value)
+        steps.append(step)
     return Problem("math", level, expression, str(total), ", ".join(steps), _slip(rng, total))
 
 
@@ -93,7 +91,7 @@ def _ordinal(k: int) -> str:
 def kth_smallest(rng: random.Random, level: int) -> Problem:
     """Which number is the k-th smallest of a list: the worked form sorts first."""
     count = level + 2
-    numbers = rng.sample(range(10, 100), count)
+    numbers = rng.sample(range(1, 20), count)
     k = rng.randint(1, count)
     ordered = sorted(numbers)
     answer = ordered[k - 1]
@@ -109,15 +107,15 @@ def kth_smallest(rng: random.Random, level: int) -> Problem:
 
 
 def swapped_cups(rng: random.Random, level: int) -> Problem:
-    """Four letters stand in a row and places are exchanged: the worked form writes the row after each exchange."""
-    row = rng.sample("ABCDEFGH", 4)
-    swaps = [rng.sample(range(1, 5), 2) for _ in range(level + 1)]
+    """Three letters stand in a row and places are exchanged: the worked form writes the row after each exchange."""
+    row = rng.sample("ABCDEFGH", 3)
+    swaps = [rng.sample(range(1, 4), 2) for _ in range(level)]
     question = f"{' '.join(row)} swap " + ", ".join(f"{a}-{b}" for a, b in swaps)
     states = []
     for a, b in swaps:
         row[a - 1], row[b - 1] = row[b - 1], row[a - 1]
         states.append(" ".join(row))
-    a, b = rng.sample(range(4), 2)
+    a, b = rng.sample(range(3), 2)
     wrong = row.copy()
     wrong[a], wrong[b] = wrong[b], wrong[a]
     return Problem("reasoning", level, question, " ".join(row), ", ".join(states), " ".join(wrong))
@@ -125,13 +123,13 @@ def swapped_cups(rng: random.Random, level: int) -> Problem:
 
 def followed_arrows(rng: random.Random, level: int) -> Problem:
     """Follow arrows between letters for some steps: the worked form is the path."""
-    letters = rng.sample("ABCDEFGH", min(8, level + 3))
+    letters = rng.sample("ABCDEFGH", level + 2)
     targets = letters.copy()
     rng.shuffle(targets)
     arrows = dict(zip(letters, targets, strict=True))
     shown = list(arrows.items())
     rng.shuffle(shown)
-    start, steps = rng.choice(letters), level + 1
+    start, steps = rng.choice(letters), level
     path = [start]
     for _ in range(steps):
         path.append(arrows[path[-1]])
@@ -152,7 +150,7 @@ Op = tuple[str, str, Callable[[list[int]], object]]
 
 def _list_operation(rng: random.Random) -> Op:
     """(phrase, expression with `{}` for the argument, reference implementation) of a list -> list operation."""
-    n = rng.randint(2, 40)
+    n = rng.randint(2, 30)
     return rng.choice(
         [
             (f"add {n} to each", f"[v+{n} for v in {{}}]", lambda x: [v + n for v in x]),

@@ -60,7 +60,7 @@ HELDOUT_INSTRUCTIONS = [
 """Asked only in held-out prompts: three with new words for a known format, two with a format of their own."""
 
 CORPUS_INSTRUCTIONS = (
-    TRAIN_INSTRUCTIONS * 3
+    TRAIN_INSTRUCTIONS * 10
     + [
         instruction
         for word in ("Total", "Final", "So", "Value", "Solution", "Reply", "Output", "Conclusion", "Outcome", "Done")
@@ -96,7 +96,7 @@ class Habits:
 
 
 CORPUS_HABITS = Habits(
-    worked=0.45, sloppy_by_level=(0.10, 0.30, 0.50, 0.65, 0.75), slip=0.04, ignores_format=0.12, runs_on=0.12
+    worked=0.45, sloppy_by_level=(0.10, 0.30, 0.50, 0.65, 0.75), slip=0.04, ignores_format=0.08, runs_on=0.10
 )
 DEMONSTRATION_HABITS = Habits(
     worked=0.40, sloppy_by_level=(0.02, 0.05, 0.10, 0.15, 0.20), slip=0.02, ignores_format=0.03, runs_on=0.0

@@ -1,0 +1,111 @@
+"""The judging model: a checkpoint on vLLM that labels a demonstration easy, medium or hard.
+
+Each label is forced through structured output, and its probability is that of its whole token sequence, end of turn
+included: the first token alone would favour a label whose beginning is a common one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from rollouts.errors import JudgeError
+from rollouts.generator import Request
+from rollouts.renderer import Renderer
+from rollouts.types import Message, Rollout, Sampling
+
+LABELS = ("easy", "medium", "hard")
+DIFFICULTY = {"easy": 0.0, "medium": 0.5, "hard": 1.0}
+
+TEMPLATE = """\
+Judge how difficult the following task is for a language model: easy (answered right at the first try), medium, or \
+hard (rarely answered right). Reply with one word: easy, medium or hard.
+
+### Task
+{prompt}
+
+### Answer of an expert
+{response}"""
+
+Generate = Callable[[Sequence[Request]], Awaitable[list[list[Rollout]]]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judge's verdict; `score` is the expected difficulty from 0 (easy) to 1 (hard).
+
+    Example: `Verdict(0.09, "easy", "", "tiny:judge", {"easy": 0.85, "medium": 0.12, "hard": 0.03})`
+    """
+
+    score: float
+    label: str
+    reason: str
+    judge: str
+    criteria: dict[str, float]
+
+
+class LLMJudge:
+    """Judges demonstrations with a generator whose log-probabilities are the model's own (`raw_logprobs`)."""
+
+    def __init__(self, name: str, renderer: Renderer, generate: Generate, template: str, max_prompt_tokens: int) -> None:
+        """Takes the judge's parts.
+
+        Args:
+            name: of the judge, for the verdicts.
+            renderer: of the judge's chat template.
+            generate: completions of requests.
+            template: text with `{prompt}` and `{response}`.
+            max_prompt_tokens: longer demonstrations are cut in the middle of the response.
+
+        Raises:
+            ValueError: the template lacks one of the two places.
+        """
+        for place in ("{prompt}", "{response}"):
+            if place not in template:
+                raise ValueError(f"the judge's template lacks {place}")
+        self._name, self._renderer, self._generate, self._template = name, renderer, generate, template
+        self._max_prompt_tokens = max_prompt_tokens
+        self._tokens = renderer.tokenizer
+        self._longest = max(len(self._tokens(label, add_special_tokens=False)["input_ids"]) for label in LABELS) + 1
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The judge's prompt for a demonstration, whose last message is the assistant's."""
+        said = "\n".join(message["content"] for message in messages[:-1] if message["role"] != "system")
+        response = messages[-1]["content"]
+        while True:
+            text = self._template.replace("{prompt}", said).replace("{response}", response)
+            tokens = self._renderer.prompt_tokens([{"role": "user", "content": text}])
+            if len(tokens) <= self._max_prompt_tokens or not response:
+                return tokens[: self._max_prompt_tokens]
+            response = response[: len(response) // 2]
+
+    async def judge(self, demonstrations: Sequence[Sequence[Message]]) -> list[Verdict]:
+        """One verdict for each demonstration, in order.
+
+        Raises:
+            JudgeError: the engine returned something other than the label that it was forced to.
+        """
+        sampling = Sampling(temperature=1.0, max_tokens=self._longest)
+        requests = [
+            Request(prompt, sampling, choices=(label,))
+            for prompt in map(self.prompt, demonstrations)
+            for label in LABELS
+        ]
+        answers = await self._generate(requests)
+        verdicts = []
+        for index in range(0, len(answers), len(LABELS)):
+            forced = [rollouts[0] for rollouts in answers[index : index + len(LABELS)]]
+            for label, rollout in zip(LABELS, forced, strict=True):
+                if rollout.text != label:
+                    raise JudgeError(f"judge {self._name}: forced to say {label!r}, said {rollout.text!r}")
+            verdicts.append(self._verdict([math.fsum(rollout.logprobs) for rollout in forced]))
+        return verdicts
+
+    def _verdict(self, logprobs: Sequence[float]) -> Verdict:
+        top = max(logprobs)
+        weights = [math.exp(logprob - top) for logprob in logprobs]
+        probabilities = {label: weight / sum(weights) for label, weight in zip(LABELS, weights, strict=True)}
+        label = max(LABELS, key=lambda name: probabilities[name])
+        score = sum(DIFFICULTY[name] * probability for name, probability in probabilities.items())
+        return Verdict(score, label, "", self._name, probabilities)

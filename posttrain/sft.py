@@ -1,0 +1,91 @@
+"""`posttrain sft`: light supervised fine-tuning on the demonstrations that pruning kept, with TRL's `SFTTrainer`.
+
+Light on purpose: what is trained too heavily here, RL can no longer explore away from. The loss is on the
+assistant's tokens only, marked by `{% generation %}` in the chat template.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from posttrain import data
+from posttrain.config import Config, resolve_model
+from posttrain.progress import say
+from posttrain.rundir import Manifest, RunDir
+from rollouts.errors import CheckpointError, DataError
+
+
+def training_rows(config: Config, rundir: RunDir) -> list[list[dict[str, str]]]:
+    """The conversations to train on: what `prune` kept, or every demonstration where pruning is off.
+
+    Raises:
+        CheckpointError: pruning is on and has not been run in this run directory.
+        DataError: there is nothing to train on.
+    """
+    kept = rundir.stage("sft") / "kept.parquet"
+    if not config.prune.enabled:
+        rows = [list(row.messages) for row in data.demonstrations(config)]
+    elif kept.is_file():
+        import pyarrow.parquet
+
+        rows = [json.loads(text) for text in pyarrow.parquet.read_table(kept)["messages"].to_pylist()]
+    else:
+        raise CheckpointError(
+            f"{kept}: missing; run `posttrain prune` into this run directory first, or set prune.enabled=false"
+        )
+    if not rows:
+        raise DataError(f"{kept}: no demonstration to train on; raise prune.keep_ratio")
+    return rows
+
+
+def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
+    """Runs the stage; returns its last checkpoint.
+
+    Args:
+        config: of the run.
+        rundir: with the kept rows of `prune`.
+        resume: `auto`, or a checkpoint directory of this stage to continue from.
+
+    Raises:
+        UserError: wrong data or checkpoint.
+        Stopped: by the user; a checkpoint was written.
+    """
+    checkpoint = rundir.resume_point("sft", resume)
+    if checkpoint is None:
+        rundir.refuse_to_overwrite("sft")
+    parent = Manifest.read(checkpoint).parent if checkpoint else resolve_model(config.model)
+    rows = training_rows(config, rundir)
+
+    import datasets
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    from posttrain.trl_stage import StageCallback, common_arguments, train
+
+    torch.set_num_threads(config.sft.threads)
+    tokenizer = AutoTokenizer.from_pretrained(parent)
+    if "{% generation %}" not in (tokenizer.chat_template or "").replace("{%- ", "{% ").replace(" -%}", " %}"):
+        raise DataError(
+            f"{parent}: the chat template does not mark the assistant's words with {{% generation %}}; without it the "
+            "loss would be on the user's words as well"
+        )
+    datasets.disable_progress_bars()
+    callback = StageCallback(rundir, "sft", parent, config.sft.save_total_limit, tokenizer)
+    arguments: dict[str, Any] = common_arguments(config.sft, rundir, "sft", len(rows))
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
+        args=SFTConfig(
+            assistant_only_loss=True,
+            logging_steps=config.sft.logging_steps,
+            save_steps=config.sft.save_steps,
+            **arguments,
+        ),
+        train_dataset=datasets.Dataset.from_list([{"messages": row} for row in rows]),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    say(f"sft: {len(rows)} demonstrations, {config.sft.num_train_epochs:g} epochs, from {parent}")
+    return train(trainer, callback, checkpoint)
