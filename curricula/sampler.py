@@ -18,8 +18,8 @@ CANDIDATES = 24
 class PromptSampler:
     """Draws prompts of a capability; a prompt in flight is not drawn again.
 
-    `signal`: a few candidates are drawn at random, a pass rate p of each is drawn from its posterior (Thompson sampling,
-    so that unseen prompts are explored), and the one with the highest chance of a group with mixed outcomes,
+    `signal`: a few candidates are drawn at random, a pass rate p of each is drawn from its posterior (Thompson
+    sampling, so that unseen prompts are explored), and the one with the highest chance of a group with mixed outcomes,
     `1 - p^G - (1-p)^G`, is taken. `uniform`: any prompt alike.
     """
 

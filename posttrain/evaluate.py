@@ -74,7 +74,7 @@ async def evaluate(
     actors: Sequence[Any] | None = None,
     temperatures: Sequence[float] | None = None,
     samples: int | None = None,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Callable[[int], object] = int,
 ) -> Report:
     """Evaluates the weights that the engines hold.
 

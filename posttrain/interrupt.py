@@ -19,7 +19,7 @@ def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
     """Within the context the first SIGINT or SIGTERM calls `stop`; a second one ends the process as usual."""
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
         for which, handler in previous.items():
             signal.signal(which, handler)
         say("stopping at the next step, with a checkpoint (again: at once, without)")

@@ -41,7 +41,8 @@ class Ledger:
     def drawn(self, draw_id: int, prompt_id: str, capability: str, version: int) -> None:
         """A prompt was drawn for rollouts under a policy version."""
         self._db.execute(
-            "INSERT INTO draws (attempt, draw_id, prompt_id, capability, version, state) VALUES (?, ?, ?, ?, ?, 'drawn')",
+            "INSERT INTO draws (attempt, draw_id, prompt_id, capability, version, state)"
+            " VALUES (?, ?, ?, ?, ?, 'drawn')",
             (self.attempt, draw_id, prompt_id, capability, version),
         )
 

@@ -29,13 +29,15 @@ class MetricsLog:
 
             self._tensorboard = SummaryWriter(str(run / "tensorboard" / name))
         if config.wandb_project:
-            import wandb
+            import wandb  # type: ignore[import-not-found, unused-ignore]
 
             self._wandb = wandb.init(project=config.wandb_project, name=f"{run.name}-{name}", dir=str(run))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars at a step."""
-        self._file.write(json.dumps({"time": round(time.time(), 3), "stage": self._name, "step": step, **values}) + "\n")
+        self._file.write(
+            json.dumps({"time": round(time.time(), 3), "stage": self._name, "step": step, **values}) + "\n"
+        )
         if self._tensorboard is not None:
             for key, value in values.items():
                 self._tensorboard.add_scalar(key, value, step)

@@ -18,11 +18,12 @@ from judges.llm import LABELS, TEMPLATE, LLMJudge, Verdict
 from judges.pruner import keep
 from posttrain import data
 from posttrain.cluster import Cluster, answer, engine_settings, run
-from posttrain.config import Config, resolve_model
+from posttrain.config import Config, resolve_data, resolve_model
 from posttrain.progress import bar, say
 from posttrain.rundir import RunDir
 from rollouts.errors import ConfigError
 from rollouts.generator import Request
+from rollouts.recorder import write_rows
 from rollouts.renderer import Renderer
 from rollouts.types import Rollout
 
@@ -65,7 +66,7 @@ def prune(config: Config, rundir: RunDir) -> Pruned:
 def _template(config: Config) -> str:
     if config.judge.template is None:
         return TEMPLATE
-    path = Path(config.judge.template)
+    path = Path(resolve_data(config.judge.template))
     try:
         template = path.read_text()
     except OSError as error:
@@ -110,9 +111,6 @@ async def _judge(
 
 
 def _write(folder: Path, rows: Sequence[Demonstration], verdicts: Sequence[Verdict], kept: Sequence[bool]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
     def row(index: int) -> dict[str, Any]:
         demonstration, verdict = rows[index], verdicts[index]
         return {
@@ -132,6 +130,4 @@ def _write(folder: Path, rows: Sequence[Demonstration], verdicts: Sequence[Verdi
         "dropped": [index for index in everything if not kept[index]],
         "kept": [index for index in everything if kept[index]],  # last: its presence says that the stage is done
     }.items():
-        temporary = folder / f".{name}.parquet.tmp"
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row(index) for index in chosen]), temporary)
-        temporary.replace(folder / f"{name}.parquet")
+        write_rows(folder / f"{name}.parquet", [row(index) for index in chosen])

@@ -178,7 +178,7 @@ class Controller:
             error = task.exception()
             if error is not None and not isinstance(error, JudgeError):
                 raise error
-            self._round.append((draw, task.result() if error is None else error))  # type: ignore[arg-type]
+            self._round.append((draw, task.result() if error is None else error))
         if self.config.max_staleness == 0 and self._tasks:
             return
         for draw, result in sorted(self._round, key=lambda item: item[0].draw_id):
@@ -232,9 +232,9 @@ class Controller:
         histogram = ", ".join(f"{low / 10:.1f}-{(low + 1) / 10:.1f}: {bins[low]}" for low in range(10) if bins[low])
         rejected = ", ".join(f"{name}: {count}" for name, count in self._without_signal.items())
         return (
-            f"no prompt gives a learning signal: all rollouts of a group fail, or all succeed (groups rejected in a row: "
-            f"{rejected}); pass rates of the {len(rates)} groups judged: {histogram}; use easier or harder prompts, "
-            "a larger rl.group_size, or more SFT"
+            "no prompt gives a learning signal: in each group all rollouts fail, or all succeed (groups rejected in a "
+            f"row: {rejected}); pass rates of the {len(rates)} groups judged: {histogram}; use easier or harder "
+            "prompts, a larger rl.group_size, or more SFT"
         )
 
     # ------------------------------------------------------------------------------------------------- slots

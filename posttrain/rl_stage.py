@@ -200,5 +200,3 @@ class RLStage:
             generator_busy_share=round(share, 3),
             trainer_busy_share=round(trainer["busy_seconds"] / seconds, 3),
         )
-
-

@@ -60,7 +60,9 @@ class Manifest:
         if not checkpoint.is_dir():
             raise CheckpointError(f"{checkpoint}: no such checkpoint directory")
         if not path.is_file():
-            raise CheckpointError(f"{checkpoint}: incomplete checkpoint (no {MANIFEST}); choose another one or delete it")
+            raise CheckpointError(
+                f"{checkpoint}: incomplete checkpoint (no {MANIFEST}); choose another one or delete it"
+            )
         try:
             manifest = cls(**json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
@@ -100,7 +102,11 @@ class RunDir:
     def checkpoints(self, stage: str) -> list[Path]:
         """The complete checkpoints of a stage, oldest first."""
         folder = self.path / stage / "checkpoints"
-        found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and (path / MANIFEST).is_file()]
+        found = [
+            path
+            for path in folder.glob("step-*")
+            if re.fullmatch(r"step-\d+", path.name) and (path / MANIFEST).is_file()
+        ]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
     def newest(self, stage: str) -> Path | None:

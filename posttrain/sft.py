@@ -15,6 +15,7 @@ from posttrain.config import Config, resolve_model
 from posttrain.progress import say
 from posttrain.rundir import Manifest, RunDir
 from rollouts.errors import CheckpointError, DataError
+from rollouts.recorder import read_shards
 
 
 def training_rows(config: Config, rundir: RunDir) -> list[list[dict[str, str]]]:
@@ -28,9 +29,7 @@ def training_rows(config: Config, rundir: RunDir) -> list[list[dict[str, str]]]:
     if not config.prune.enabled:
         rows = [list(row.messages) for row in data.demonstrations(config)]
     elif kept.is_file():
-        import pyarrow.parquet
-
-        rows = [json.loads(text) for text in pyarrow.parquet.read_table(kept)["messages"].to_pylist()]
+        rows = [json.loads(row["messages"]) for row in read_shards([kept])]
     else:
         raise CheckpointError(
             f"{kept}: missing; run `posttrain prune` into this run directory first, or set prune.enabled=false"

@@ -1,4 +1,4 @@
-"""The real workers of the RL loop: Ray actors. Rollouts go between them as references; the driver sees their metadata."""
+"""The real workers of the RL loop: Ray actors. Rollouts pass as references; the driver sees only their metadata."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayActorError
 
-from posttrain.cluster import Cluster, GeneratorPool, result_of, answer
+from posttrain.cluster import Cluster, GeneratorPool, answer, result_of
 from posttrain.slots import Draw, Judged
 from posttrain.step_metrics import StepMetrics
 from posttrain.trainer import PolicyTrainer
@@ -130,11 +129,13 @@ class RayWorkers:
     async def update_weights(self, version: int) -> float:
         """Publishes the trainer's weights and loads them into the engines that make rollouts."""
         path, old = self._cluster.weights_path(version), self._published
-        await answer(self.trainer.publish.remote(path), self.config.rl.step_timeout, "the trainer to publish its weights")
+        await answer(
+            self.trainer.publish.remote(path), self.config.rl.step_timeout, "the trainer to publish its weights"
+        )
         self._published, self._version = path, version
         pause = await self._pool.update(path, version, [self._pool.actors[engine] for engine in self.engines])
         if old is not None:
-            Path(old).unlink(missing_ok=True)
+            self._cluster.drop_weights(old)
         return pause
 
     async def update_evaluators(self) -> None:

@@ -154,16 +154,14 @@ class Generator:
                 for output in outputs:
                     if output.finished:
                         self._finish(output)
-        except BaseException as failure:  # noqa: BLE001 - a dead engine must wake whoever waits for it
+        except BaseException as failure:
             logging.getLogger(__name__).exception("the engine's thread died")
             self._failure = failure
             for loop, future in self._waiting.values():
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(_fail, future, EngineError(f"the engine stopped: {failure!r}"))
 
-    def _add(
-        self, request: Request, loop: asyncio.AbstractEventLoop, future: asyncio.Future[list[Rollout]]
-    ) -> None:
+    def _add(self, request: Request, loop: asyncio.AbstractEventLoop, future: asyncio.Future[list[Rollout]]) -> None:
         request_id = str(next(self._ids))
         self._waiting[request_id] = (loop, future)
         try:
@@ -180,9 +178,7 @@ class Generator:
         for completion in sorted(output.outputs, key=lambda completion: completion.index):
             token_ids = list(completion.token_ids)
             self._tokens += len(token_ids)
-            spans: list[Span] = [
-                (span.start, span.end, int(span.version)) for span in completion.weight_versions or ()
-            ]
+            spans: list[Span] = [(span.start, span.end, int(span.version)) for span in completion.weight_versions or ()]
             rollouts.append(
                 Rollout(
                     token_ids=token_ids,
@@ -195,9 +191,7 @@ class Generator:
             )
         loop.call_soon_threadsafe(_resolve, future, rollouts)
 
-    def _update(
-        self, path: str, version: int, loop: asyncio.AbstractEventLoop, future: asyncio.Future[float]
-    ) -> None:
+    def _update(self, path: str, version: int, loop: asyncio.AbstractEventLoop, future: asyncio.Future[float]) -> None:
         started = time.monotonic()
         try:
             self._engine.collective_rpc("start_weight_update")

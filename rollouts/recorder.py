@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,21 @@ from rollouts.types import RolloutGroup
 
 def write_shard(path: Path, groups: Iterable[RolloutGroup]) -> int:
     """Writes a shard atomically; returns how many rows it has (none: no file)."""
-    import pyarrow
-    import pyarrow.parquet
-
     rows = [row for group in groups for row in _rows(group)]
-    if not rows:
-        return 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), temporary)
-    temporary.replace(path)
+    if rows:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_rows(path, rows)
     return len(rows)
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows as a Parquet file, atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(pa.Table.from_pylist(rows), temporary)
+    temporary.replace(path)
 
 
 def _rows(group: RolloutGroup) -> Iterable[dict[str, Any]]:
@@ -48,8 +52,8 @@ def _rows(group: RolloutGroup) -> Iterable[dict[str, Any]]:
         }
 
 
-def read_shards(folder: Path) -> list[dict[str, Any]]:
-    """All rows of a folder's shards, in the order of their names."""
-    import pyarrow.parquet
+def read_shards(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """All rows of some shards, in order."""
+    import pyarrow.parquet as pq
 
-    return [row for path in sorted(folder.glob("*.parquet")) for row in pyarrow.parquet.read_table(path).to_pylist()]
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]

@@ -30,7 +30,9 @@ class Renderer:
     def prompt_tokens(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         """Token ids of the conversation up to where the assistant speaks."""
         return tuple(
-            self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"]
+            self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)[
+                "input_ids"
+            ]
         )
 
     def fitting(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Prompt]:

@@ -21,7 +21,12 @@ from rollouts.errors import ConfigError
 Key = tuple[str, ...]
 
 TINY_MODELS = {"tiny:base": "base", "tiny:judge": "judge"}
-TINY_DATA = {"tiny:sft": "sft.jsonl", "tiny:rl": "rl.jsonl", "tiny:heldout": "heldout.jsonl"}
+TINY_DATA = {
+    "tiny:sft": "sft.jsonl",
+    "tiny:rl": "rl.jsonl",
+    "tiny:heldout": "heldout.jsonl",
+    "tiny:judge-template": "judge/template.txt",
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -175,7 +180,7 @@ def resolve_model(model: str) -> str:
 
 
 def resolve_data(path: str) -> str:
-    """What `curricula.datasets` can load: `tiny:sft`, `tiny:rl` and `tiny:heldout` become files.
+    """What `curricula.datasets` can load: the names of the tiny world (`tiny:sft`, …) become files.
 
     Raises:
         ConfigError: an empty path, or a set that the tiny world does not have.

@@ -21,6 +21,7 @@ from posttrain.tiny.writing import (
     Instruction,
     write_solution,
 )
+from rollouts.types import Prompt
 
 Row = dict[str, Any]
 
@@ -53,12 +54,24 @@ def prompt_row(problem: Problem, instruction: Instruction) -> Row:
     }
 
 
-def _unseen(rng: random.Random, capability: str, level: int, seen: set[str]) -> Problem:
+def unseen(rng: random.Random, capability: str, level: int, seen: set[str]) -> Problem:
     """A problem whose content is not in `seen`."""
     while True:
         problem = draw_problem(rng, capability, level)
         if content_hash(capability, problem.question) not in seen:
             return problem
+
+
+def as_prompt(problem: Problem, instruction: Instruction) -> Prompt:
+    """The prompt as the verifiers take it."""
+    return Prompt(
+        prompt_id=content_hash(problem.capability, problem.question),
+        messages=tuple(messages(problem, instruction)),
+        capability=problem.capability,
+        answer=None if problem.tests else problem.answer,
+        tests=tuple(problem.tests),
+        answer_format=(instruction.left, instruction.right),
+    )
 
 
 def heldout_rows(seed: int, per_level: int = 48) -> list[Row]:
@@ -67,7 +80,7 @@ def heldout_rows(seed: int, per_level: int = 48) -> list[Row]:
     for capability in CAPABILITIES:
         for level in LEVELS:
             for index in range(per_level):
-                problem = _unseen(rng, capability, level, seen)
+                problem = unseen(rng, capability, level, seen)
                 seen.add(content_hash(capability, problem.question))
                 pool = HELDOUT_INSTRUCTIONS if index % 6 == 5 else TRAIN_INSTRUCTIONS
                 rows.append(prompt_row(problem, rng.choice(pool)))
@@ -96,13 +109,13 @@ def rl_rows(seed: int, heldout: set[str], per_level: int = 200) -> list[Row]:
     return rows
 
 
-def demonstration_rows(seed: int, heldout: set[str], count: int = 4000) -> list[Row]:
+def demonstration_rows(seed: int, heldout: set[str], count: int = 3000) -> list[Row]:
     """Demonstrations: prompts with the solution that a careful but human writer gave."""
     rng, rows = random.Random(f"{seed}/demonstrations"), []
     for _ in range(count):
         capability = rng.choice(CAPABILITIES)
         level = rng.choices(LEVELS, DEMONSTRATION_LEVELS)[0]
-        problem, instruction = _unseen(rng, capability, level, heldout), rng.choice(TRAIN_INSTRUCTIONS)
+        problem, instruction = unseen(rng, capability, level, heldout), rng.choice(TRAIN_INSTRUCTIONS)
         solution = write_solution(rng, problem, instruction, DEMONSTRATION_HABITS)
         rows.append(
             {
@@ -115,16 +128,19 @@ def demonstration_rows(seed: int, heldout: set[str], count: int = 4000) -> list[
     return rows
 
 
+def _turn(rng: random.Random, instruction: Instruction, heldout: set[str]) -> tuple[Problem, str]:
+    problem = unseen(rng, rng.choice(CAPABILITIES), rng.choices(LEVELS, CORPUS_LEVELS)[0], heldout)
+    return problem, write_solution(rng, problem, instruction, CORPUS_HABITS).text
+
+
 def corpus(seed: int, heldout: set[str], part: int = 0) -> Iterator[list[dict[str, str]]]:
     """A part of the endless pre-training stream, as conversations; each part is a stream of its own."""
     rng = random.Random(f"{seed}/corpus/{part}")
     while True:
         instruction = rng.choice(CORPUS_INSTRUCTIONS)
-        turns, problem = "", None
-        while not turns or rng.random() < CORPUS_HABITS.runs_on:
-            capability = rng.choice(CAPABILITIES)
-            drawn = _unseen(rng, capability, rng.choices(LEVELS, CORPUS_LEVELS)[0], heldout)
-            solution = write_solution(rng, drawn, instruction, CORPUS_HABITS)
-            turns = f"{turns}\n{drawn.question}\n{solution.text}" if problem else solution.text
-            problem = problem or drawn
+        problem, text = _turn(rng, instruction, heldout)
+        turns = text
+        while rng.random() < CORPUS_HABITS.runs_on:
+            another, text = _turn(rng, instruction, heldout)
+            turns += f"\n{another.question}\n{text}"
         yield [*messages(problem, instruction), {"role": "assistant", "content": turns}]

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -116,7 +117,7 @@ def train_in_parallel(ranks: int, work: Callable[[int], None]) -> None:
     Two processes of one thread are nearly twice as fast as one of two: the model is too small to share an operation.
     """
     with tempfile.TemporaryDirectory() as directory:
-        multiprocessing.spawn(_rank, (ranks, f"file://{directory}/rendezvous", work), nprocs=ranks)
+        spawn(_rank, (ranks, f"file://{directory}/rendezvous", work), nprocs=ranks)
 
 
 def _rank(rank: int, ranks: int, rendezvous: str, work: Callable[[int], None]) -> None:

@@ -151,32 +151,30 @@ Op = tuple[str, str, Callable[[list[int]], object]]
 def _list_operation(rng: random.Random) -> Op:
     """(phrase, expression with `{}` for the argument, reference implementation) of a list -> list operation."""
     n = rng.randint(2, 30)
-    return rng.choice(
-        [
-            (f"add {n} to each", f"[v+{n} for v in {{}}]", lambda x: [v + n for v in x]),
-            (f"multiply each by {n}", f"[v*{n} for v in {{}}]", lambda x: [v * n for v in x]),
-            ("square each", "[v*v for v in {}]", lambda x: [v * v for v in x]),
-            ("keep even", "[v for v in {} if v%2==0]", lambda x: [v for v in x if v % 2 == 0]),
-            ("keep odd", "[v for v in {} if v%2==1]", lambda x: [v for v in x if v % 2 == 1]),
-            (f"keep above {n}", f"[v for v in {{}} if v>{n}]", lambda x: [v for v in x if v > n]),
-            ("reverse", "{}[::-1]", lambda x: x[::-1]),
-            ("sort", "sorted({})", sorted),
-            ("drop the first", "{}[1:]", lambda x: x[1:]),
-            ("drop the last", "{}[:-1]", lambda x: x[:-1]),
-        ]
-    )
+    operations: list[Op] = [
+        (f"add {n} to each", f"[v+{n} for v in {{}}]", lambda x: [v + n for v in x]),
+        (f"multiply each by {n}", f"[v*{n} for v in {{}}]", lambda x: [v * n for v in x]),
+        ("square each", "[v*v for v in {}]", lambda x: [v * v for v in x]),
+        ("keep even", "[v for v in {} if v%2==0]", lambda x: [v for v in x if v % 2 == 0]),
+        ("keep odd", "[v for v in {} if v%2==1]", lambda x: [v for v in x if v % 2 == 1]),
+        (f"keep above {n}", f"[v for v in {{}} if v>{n}]", lambda x: [v for v in x if v > n]),
+        ("reverse", "{}[::-1]", lambda x: x[::-1]),
+        ("sort", "sorted({})", sorted),
+        ("drop the first", "{}[1:]", lambda x: x[1:]),
+        ("drop the last", "{}[:-1]", lambda x: x[:-1]),
+    ]
+    return rng.choice(operations)
 
 
 def _last_operation(rng: random.Random) -> Op:
     """Like `_list_operation`, for the list -> number operation that may come last."""
-    return rng.choice(
-        [
-            ("sum", "sum({})", sum),
-            ("count", "len({})", len),
-            ("largest", "max({})", lambda x: max(x) if x else None),
-            ("smallest", "min({})", lambda x: min(x) if x else None),
-        ]
-    )
+    operations: list[Op] = [
+        ("sum", "sum({})", sum),
+        ("count", "len({})", len),
+        ("largest", "max({})", lambda x: max(x) if x else None),
+        ("smallest", "min({})", lambda x: min(x) if x else None),
+    ]
+    return rng.choice(operations)
 
 
 def code_problem(rng: random.Random, level: int) -> Problem:

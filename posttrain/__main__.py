@@ -1,0 +1,5 @@
+"""`python -m posttrain`: the `posttrain` command."""
+
+from posttrain.cli import main
+
+main()

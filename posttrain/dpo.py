@@ -1,0 +1,159 @@
+"""`posttrain dpo`: repairs what RL leaves behind, on pairs mined from the RL run's own rollouts and fresh samples.
+
+Light and last: TRL's `DPOTrainer` with a small learning rate on a few hundred pairs, whose rejected side is a corner
+case (the asked format not obeyed, run-on, empty, repetition) and whose chosen side is the policy's own better answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from judges.corner_cases import KINDS
+from judges.scorer import load_scorer
+from posttrain import data
+from posttrain.cluster import Cluster, GeneratorPool, run
+from posttrain.config import Config, resolve_model
+from posttrain.pairs import PreferencePair, Sampled, mine
+from posttrain.progress import bar, say
+from posttrain.rundir import Manifest, RunDir
+from rollouts.errors import DataError
+from rollouts.generator import Request
+from rollouts.recorder import read_shards, write_rows
+from rollouts.renderer import Renderer
+from rollouts.types import Prompt, Rollout, Sampling
+
+NEWEST_SHARDS = 2
+"""Of the RL run's shards only the newest are mined: older policies made mistakes that are gone."""
+
+
+def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
+    """Runs the stage; returns its last checkpoint.
+
+    Args:
+        config: of the run.
+        rundir: whose newest RL checkpoint is sampled and trained, and whose RL rollouts are mined.
+        resume: `auto`, or a checkpoint directory of this stage to continue from.
+
+    Raises:
+        UserError: wrong data or checkpoint, or no pair was found.
+        Stopped: by the user; a checkpoint was written.
+    """
+    checkpoint = rundir.resume_point("dpo", resume)
+    if checkpoint is None:
+        rundir.refuse_to_overwrite("dpo")
+    parent = Manifest.read(checkpoint).parent if checkpoint else rundir.start_of("dpo", resolve_model(config.model))
+    stored = rundir.stage("dpo") / "pairs.parquet"
+    if checkpoint is None or not stored.is_file():
+        _write(stored, _mine(config, rundir, parent))
+
+    import datasets
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    from posttrain.trl_stage import StageCallback, common_arguments, train
+
+    torch.set_num_threads(config.sft.threads)
+    datasets.disable_progress_bars()
+    rows = datasets.Dataset.from_parquet(str(stored), cache_dir=str(rundir.stage("dpo") / "trainer" / "cache"))
+    tokenizer = AutoTokenizer.from_pretrained(parent)
+    callback = StageCallback(rundir, "dpo", parent, 1, tokenizer)
+    arguments: dict[str, Any] = common_arguments(config.dpo, rundir, "dpo", len(rows))
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
+        ref_model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
+        args=DPOConfig(beta=config.dpo.beta, logging_steps=5, save_steps=10**9, **arguments),
+        train_dataset=rows.map(_conversation, remove_columns=rows.column_names),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    say(f"dpo: {len(rows)} pairs, {config.dpo.num_train_epochs:g} epochs, from {parent}")
+    return train(trainer, callback, checkpoint)
+
+
+def _conversation(row: dict[str, Any]) -> dict[str, Any]:
+    """A stored pair in TRL's conversational form."""
+    return {
+        "prompt": json.loads(row["messages"]),
+        "chosen": [{"role": "assistant", "content": row["chosen"]}],
+        "rejected": [{"role": "assistant", "content": row["rejected"]}],
+    }
+
+
+def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
+    """Pairs from the newest rollouts of the RL run and from fresh samples of its checkpoint."""
+    renderer = Renderer(model)
+    prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
+    samples = _recorded(rundir, {prompt.prompt_id: prompt for prompt in prompts})
+    if config.dpo.fresh_prompts:
+        with Cluster.of(config) as cluster:
+            samples += run(_fresh(config, renderer, cluster.pool(model), prompts))
+    pairs = mine(samples, config.dpo.pairs_per_kind, config.dpo.max_pairs, config.seed)
+    if not pairs:
+        raise DataError(
+            f"{rundir.path}: no corner case among {len(samples)} completions, so there is nothing to repair; skip this "
+            "stage, or raise dpo.fresh_prompts"
+        )
+    kinds = Counter(pair.reason for pair in pairs)
+    say(f"dpo: {len(pairs)} pairs (" + ", ".join(f"{kind} {kinds[kind]}" for kind in KINDS if kinds[kind]) + ")")
+    return pairs
+
+
+def _recorded(rundir: RunDir, prompts: dict[str, Prompt]) -> list[Sampled]:
+    shards = sorted((rundir.path / "rl" / "rollouts").glob("*.parquet"))[-NEWEST_SHARDS:]
+    return [
+        Sampled(
+            prompts[row["prompt_id"]],
+            Rollout(
+                row["token_ids"], row["loss_mask"], row["logprobs"], [], row["finish_reason"], row["text"],
+                row["reward"], row["outcome"],
+            ),
+            row["draw_id"],
+        )
+        for row in read_shards(shards)
+        if row["prompt_id"] in prompts
+    ]  # fmt: skip
+
+
+async def _fresh(config: Config, renderer: Renderer, pool: GeneratorPool, prompts: list[Prompt]) -> list[Sampled]:
+    """Judged samples of the first `dpo.fresh_prompts` prompts."""
+    chosen = prompts[: config.dpo.fresh_prompts]
+    sampling = Sampling(
+        temperature=config.dpo.temperature,
+        max_tokens=config.rl.sampling.max_tokens,
+        stop=tuple(config.rl.sampling.stop),
+    )
+    scorer = load_scorer(config.reward)
+    samples = []
+    with bar("dpo: fresh samples", len(chosen), "prompt") as progress:
+        requests = [
+            Request(
+                renderer.prompt_tokens(prompt.messages), sampling, config.dpo.samples_per_prompt, config.seed + index
+            )
+            for index, prompt in enumerate(chosen)
+        ]
+        for prompt, rollouts in zip(chosen, await pool.generate(requests), strict=True):
+            for rollout, score in zip(rollouts, scorer(prompt, rollouts), strict=True):
+                rollout.outcome = score.outcome
+                samples.append(Sampled(prompt, rollout))
+            progress.advance()
+    return samples
+
+
+def _write(path: Path, pairs: list[PreferencePair]) -> None:
+    rows = [
+        {
+            "messages": json.dumps(list(pair.prompt.messages), ensure_ascii=False),
+            "chosen": pair.chosen,
+            "rejected": pair.rejected,
+            "reason": pair.reason,
+            "prompt_id": pair.prompt.prompt_id,
+            "chosen_draw_id": pair.draw_ids[0],
+            "rejected_draw_id": pair.draw_ids[1],
+        }
+        for pair in pairs
+    ]
+    write_rows(path, rows)

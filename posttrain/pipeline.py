@@ -1,0 +1,168 @@
+"""`posttrain run`: every stage in turn, an evaluation after each, a summary and an export at the end.
+
+On a run directory that exists, it continues where the run stands: finished stages and evaluations are not repeated, a
+stage that was stopped is resumed from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from judges.scorer import load_scorer
+from posttrain import data
+from posttrain.cluster import Cluster, run
+from posttrain.config import Config, resolve_model
+from posttrain.dpo import train_dpo
+from posttrain.evaluate import Report, evaluate
+from posttrain.progress import bar, console, say
+from posttrain.prune import prune
+from posttrain.rl_stage import train_rl
+from posttrain.rundir import RunDir, write_json
+from posttrain.sft import train_sft
+from rollouts.renderer import Renderer
+
+Train = Callable[[Config, RunDir, str | None], Path]
+TRAIN: dict[str, Train] = {"sft": train_sft, "rl": train_rl, "dpo": train_dpo}
+
+
+def run_all(config: Config, rundir: RunDir) -> Path:
+    """Runs what is left of a run; returns the path of its summary.
+
+    Raises:
+        UserError: from any stage.
+        Stopped: by the user; the run can be continued.
+    """
+    started = time.monotonic()
+    clock = rundir.path / "seconds.json"
+    before = json.loads(clock.read_text()) if clock.is_file() else 0.0
+    reports: dict[str, dict[str, Any]] = {}
+    try:
+        with Cluster.of(config):
+            base = resolve_model(config.model)
+            reports["base"] = _evaluated(config, rundir, "base", base)
+            if config.prune.enabled and not (rundir.stage("sft") / "kept.parquet").is_file():
+                _heading("prune")
+                prune(config, rundir)
+            for stage, train in TRAIN.items():
+                checkpoint = _trained(config, rundir, stage, train)
+                reports[stage] = _evaluated(config, rundir, stage, str(checkpoint))
+            _export(checkpoint, rundir.path / "export")
+    finally:
+        seconds = round(before + time.monotonic() - started, 1)
+        write_json(clock, seconds)
+    summary = rundir.path / "summary.json"
+    write_json(summary, {"seconds": seconds, "stages": reports, **_numbers(rundir)})
+    _print_summary(reports, seconds)
+    say(f"{summary} holds every number; {rundir.path / 'export'} the model")
+    return summary
+
+
+def _trained(config: Config, rundir: RunDir, stage: str, train: Train) -> Path:
+    """The stage's last checkpoint; trains what is missing of it."""
+    done = rundir.stage(stage) / "done.json"
+    newest = rundir.newest(stage)
+    if done.is_file() and newest is not None:
+        say(f"{stage}: done ({newest})")
+        return newest
+    _heading(stage)
+    checkpoint = train(config, rundir, "auto" if newest else None)
+    write_json(done, {"checkpoint": str(checkpoint)})
+    return checkpoint
+
+
+def _heading(name: str) -> None:
+    console.rule(f"[bold]{name}", align="left")
+
+
+def _evaluated(config: Config, rundir: RunDir, name: str, checkpoint: str) -> dict[str, Any]:
+    """The report of a checkpoint, from its file if it was made before."""
+    path = rundir.stage("eval") / f"{name}.json"
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text())
+        if found["checkpoint"] == checkpoint:
+            return found
+    _heading(f"evaluation of {name}")
+    report = evaluate_checkpoint(config, checkpoint)
+    print_report(name, report)
+    values = {"checkpoint": checkpoint, **report.as_json()}
+    write_json(path, values)
+    return values
+
+
+def evaluate_checkpoint(config: Config, checkpoint: str) -> Report:
+    """Evaluates a checkpoint on the held-out prompts, on every engine of the pool."""
+    checkpoint = resolve_model(checkpoint)
+    renderer = Renderer(checkpoint)
+    prompts = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say)
+    scorer = load_scorer(config.reward)
+    settings = config.eval
+    each = {1.0: settings.samples} | {
+        temperature: 1 if temperature == 0 else settings.samples_other
+        for temperature in settings.temperatures
+        if temperature != 1.0
+    }
+    with Cluster.of(config) as cluster:
+        pool = cluster.pool(checkpoint)
+        with bar("eval", len(prompts) * sum(each.values()), "sample") as progress:
+            report: Report = run(evaluate(pool, renderer, prompts, scorer, config, advance=progress.advance))
+    return report
+
+
+def print_report(name: str, report: Report) -> None:
+    """A checkpoint's scores on the terminal."""
+    low, high = report.ci95
+    passes = "  ".join(f"pass@{k} {value:.3f}" for k, value in report.pass_at_k.items())
+    greedy = "" if report.greedy is None else f"  greedy {report.greedy:.3f}"
+    say(f"{name}: pass@1 {report.pass_at_1:.3f} ({low:.3f}-{high:.3f})  {passes}{greedy}  best {report.best:.3f}")
+    for title, parts in {"capability": report.by_capability, "difficulty": report.by_difficulty}.items():
+        if parts:
+            say(f"  by {title}: " + "  ".join(f"{part} {value:.3f}" for part, value in parts.items()))
+    say("  corner cases: " + "  ".join(f"{kind} {rate:.2%}" for kind, rate in report.corner_cases.items()))
+
+
+def _numbers(rundir: RunDir) -> dict[str, Any]:
+    """What the stages counted."""
+    from pyarrow.parquet import read_metadata
+
+    numbers: dict[str, Any] = {"rl": json.loads((rundir.path / "rl" / "summary.json").read_text())}
+    verdicts = rundir.path / "sft" / "verdicts.parquet"
+    if verdicts.is_file():
+        rows_in = read_metadata(verdicts).num_rows
+        rows_kept = read_metadata(rundir.path / "sft" / "kept.parquet").num_rows
+        numbers["sft"] = {"rows_in": rows_in, "rows_kept": rows_kept, "dropped_share": 1 - rows_kept / rows_in}
+    pairs = rundir.path / "dpo" / "pairs.parquet"
+    numbers["dpo"] = {"pairs": read_metadata(pairs).num_rows}
+    return numbers
+
+
+def _export(checkpoint: Path, out: Path) -> None:
+    """The model alone: what transformers and vLLM load, without optimizer and state."""
+    names = ("config.json", "generation_config.json", "model", "tokenizer", "chat_template", "special_tokens", "vocab")
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for path in checkpoint.iterdir():
+        if path.name.startswith(names):
+            shutil.copy2(path, temporary / path.name)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+
+
+def _print_summary(reports: dict[str, dict[str, Any]], seconds: float) -> None:
+    table = Table(title=f"held-out prompts, after {seconds / 60:.1f} minutes")
+    passes = [key for key in reports["base"] if key.startswith("pass@") and key != "pass@1"]
+    for column in ("", "pass@1", "95 %", *passes, "greedy", "best", "corner cases"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, report in reports.items():
+        low, high = report["ci95"]
+        values = [report["pass@1"], *(report[key] for key in passes), report["greedy"] or 0.0, report["best"]]
+        first, *rest = (f"{value:.3f}" for value in values)
+        table.add_row(name, first, f"{low:.3f}-{high:.3f}", *rest, f"{report['corner_cases']['any']:.2%}")
+    console.print(table)

@@ -1,0 +1,41 @@
+"""`--dry-run`: the resolved settings and what would be done, without starting anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from posttrain.config import Config, resolve_data, resolve_model
+
+STAGES = ("prune", "sft", "rl", "dpo")
+
+
+def print_plan(command: str, config: Config, run: Path) -> None:
+    """Prints the settings as JSON and the plan as lines.
+
+    Raises:
+        ConfigError: a model or data path of the plan does not exist.
+    """
+    print(json.dumps(config.resolved(), indent=2, ensure_ascii=False))
+    print(f"# run directory: {run.resolve()}" + (" (exists: continued)" if (run / "config.json").is_file() else ""))
+    print(f"# base model: {resolve_model(config.model)}")
+    rl, engines = config.rl, config.generators
+    lines = {
+        "prune": f"judge {_data(config, 'demonstrations')} with {resolve_model(config.judge.model)}, "
+        f"keep at most {config.prune.keep_ratio:.0%} of each capability",
+        "sft": f"{config.sft.num_train_epochs:g} epochs on what was kept, learning rate {config.sft.learning_rate:g}",
+        "rl": f"{rl.steps} steps of {rl.prompts_per_step} prompts x {rl.group_size} rollouts from "
+        f"{_data(config, 'prompts')}, staleness at most {rl.max_staleness}; {rl.generators} of {engines.count} engines "
+        f"make rollouts, each with {engines.tensor_parallel} device(s); reward {config.reward}",
+        "dpo": f"at most {config.dpo.max_pairs} pairs, beta {config.dpo.beta:g}, learning rate "
+        f"{config.dpo.learning_rate:g}",
+    }
+    for stage in STAGES if command == "run" else (command,):
+        print(f"# {stage}: {lines[stage]}")
+    if command == "run":
+        print(f"# evaluations: base and each stage on {_data(config, 'heldout')}")
+
+
+def _data(config: Config, what: str) -> str:
+    path = getattr(config.data, what).path
+    return resolve_data(path) if path else f"data.{what} (not set)"

@@ -1,0 +1,42 @@
+"""`posttrain rollouts RUN`: what the policy said, and what it got for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.markup import escape
+
+from posttrain.progress import console
+from rollouts.errors import DataError
+from rollouts.recorder import read_shards
+
+
+def print_transcripts(run: Path, count: int, capability: str | None, unsolved: bool) -> None:
+    """Prints the newest transcripts of a run, newest last.
+
+    Raises:
+        DataError: the run has no rollouts.
+    """
+    shards = sorted((run / "rl" / "rollouts").glob("*.parquet"))
+    if not shards:
+        raise DataError(f"{run}: no rollouts (rl/rollouts/*.parquet); `posttrain rl` writes them at its checkpoints")
+    rows = [
+        row
+        for row in read_shards(shards[-1:])
+        if (capability is None or row["capability"] == capability) and not (unsolved and row["outcome"])
+    ]
+    if not rows:
+        raise DataError(f"{shards[-1]}: no rollout is like that")
+    out = console.__class__(highlight=False)
+    for row in rows[-count:]:
+        out.rule(
+            f"draw {row['draw_id']}.{row['rollout']}  {row['capability']}  versions {row['first_version']}-"
+            f"{row['last_version']}",
+            align="left",
+        )
+        for message in json.loads(row["messages"]):
+            out.print(f"[dim]{message['role']}:[/] {escape(message['content'])}", soft_wrap=True)
+        out.print(f"[dim]assistant:[/] {escape(row['text'])}", soft_wrap=True)
+        mark = "[green]solved[/]" if row["outcome"] else "[red]unsolved[/]"
+        out.print(f"{mark}  reward {row['reward']:g}  {row['finish_reason']}  {escape(row['reason'])}", soft_wrap=True)
