@@ -1,7 +1,8 @@
 """The judging model: a checkpoint on vLLM that labels a demonstration easy, medium or hard.
 
 Each label is forced through structured output, and its probability is that of its whole token sequence, end of turn
-included: the first token alone would favour a label whose beginning is a common one.
+included: the first token alone would favour a label whose beginning is a common one. (Greedy under the mask: of the
+ways to spell a label in tokens, the one that the model itself prefers.)
 """
 
 from __future__ import annotations
@@ -68,8 +69,6 @@ class LLMJudge:
                 raise ValueError(f"the judge's template lacks {place}")
         self._name, self._renderer, self._generate, self._template = name, renderer, generate, template
         self._max_prompt_tokens = max_prompt_tokens
-        self._tokens = renderer.tokenizer
-        self._longest = max(len(self._tokens(label, add_special_tokens=False)["input_ids"]) for label in LABELS) + 1
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The judge's prompt for a demonstration, whose last message is the assistant's."""
@@ -88,7 +87,9 @@ class LLMJudge:
         Raises:
             JudgeError: the engine returned something other than the label that it was forced to.
         """
-        sampling = Sampling(temperature=1.0, max_tokens=self._longest)
+        sampling = Sampling(
+            temperature=0.0, max_tokens=max(map(len, LABELS)) + 1
+        )  # at most a token a letter, and the end
         requests = [
             Request(prompt, sampling, choices=(label,))
             for prompt in map(self.prompt, demonstrations)

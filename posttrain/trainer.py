@@ -150,12 +150,14 @@ class PolicyTrainer:
         self.tokenizer.save_pretrained(directory)
         state = self.optimizer.state_dict()["state"]
         flat = {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
-        save_file(flat, Path(directory) / "optimizer.safetensors")
+        # In a folder of its own: who loads the model takes every safetensors file beside config.json for weights.
+        (Path(directory) / "optimizer").mkdir()
+        save_file(flat, Path(directory) / "optimizer" / "state.safetensors")
 
     def load_optimizer(self, directory: str, step: int) -> None:
         """Restores what `save` wrote (the policy itself is loaded from the directory at construction)."""
         state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in load_file(Path(directory) / "optimizer.safetensors").items():
+        for name, value in load_file(Path(directory) / "optimizer" / "state.safetensors").items():
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]

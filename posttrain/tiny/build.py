@@ -20,6 +20,7 @@ from judges.scorer import load_scorer
 from posttrain.progress import say
 from posttrain.tiny import data
 from posttrain.tiny.pretrain import Conversation, batches, new_model, train, train_in_parallel
+from posttrain.tiny.tasks import CAPABILITIES, LEVELS
 from posttrain.tiny.tokenizer import train_tokenizer
 from posttrain.tiny.writing import DEMONSTRATION_HABITS, TRAIN_INSTRUCTIONS, write_solution
 from rollouts.errors import ConfigError
