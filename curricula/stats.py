@@ -51,6 +51,7 @@ class StatsTable:
         self.decay, self.prior_strength = decay, prior_strength
         keys = [(prompt.capability, prompt.difficulty, prompt.source) for prompt in prompts]
         kinds = {key: index for index, key in enumerate(dict.fromkeys(keys))}
+        self.kinds = ["/".join(map(str, key)) for key in kinds]
         self.kind_P = np.array([kinds[key] for key in keys], dtype=np.int64)
         count = len(prompts)
         self.attempts_P = np.zeros(count, dtype=np.int64)
@@ -106,6 +107,7 @@ class StatsTable:
         return {
             "prompt_ids": [self.prompt_ids[row] for row in touched],
             **{name: getattr(self, name)[touched].tolist() for name in self._COLUMNS},
+            "kinds": self.kinds,
             **{name: getattr(self, name).tolist() for name in self._KINDS},
         }
 
@@ -117,6 +119,8 @@ class StatsTable:
             column = getattr(self, name)
             for row, index in known:
                 column[row] = state[name][index]
-        for name in self._KINDS:
-            if len(state[name]) == len(getattr(self, name)):
-                getattr(self, name)[:] = state[name]
+        kinds = {kind: index for index, kind in enumerate(state["kinds"])}
+        for row, kind in enumerate(self.kinds):
+            if kind in kinds:
+                for name in self._KINDS:
+                    getattr(self, name)[row] = state[name][kinds[kind]]

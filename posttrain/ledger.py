@@ -68,7 +68,8 @@ class Ledger:
             How many draws were voided.
         """
         count = self._db.execute(
-            "UPDATE draws SET state='void' WHERE attempt < ? AND (state IN ('drawn', 'admitted') OR step > ?)",
+            "UPDATE draws SET state='void' WHERE attempt < ? AND (state IN ('drawn', 'admitted') OR"
+            " (state='trained' AND step > ?))",
             (self.attempt, after_step),
         ).rowcount
         self._db.commit()

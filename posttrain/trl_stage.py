@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.config import DPOConfig, SFTConfig
 from posttrain.interrupt import Stopped, on_interrupt
@@ -104,6 +104,7 @@ def train(trainer: Any, callback: StageCallback, resume: Path | None) -> Path:
     Raises:
         Stopped: by the user; a checkpoint was written.
     """
+    trainer.remove_callback(PrinterCallback)  # StageCallback says the same in one line
     per_epoch = math.ceil(len(trainer.train_dataset) / trainer.args.per_device_train_batch_size)
     per_epoch = math.ceil(per_epoch / trainer.args.gradient_accumulation_steps)
     total = math.ceil(per_epoch * trainer.args.num_train_epochs)

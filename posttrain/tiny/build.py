@@ -30,8 +30,8 @@ from rollouts.types import Prompt, Sampling
 
 RANKS = 2
 BASE_TOKENS, BASE_LEARNING_RATE, BASE_BATCH = 11_000_000, 2.5e-3, 2048
-JUDGE_PROBLEMS, JUDGE_SAMPLES, JUDGE_EPOCHS = 3000, 8, 4
-JUDGE_LEARNING_RATE, JUDGE_BATCH = 5e-4, 4096
+JUDGE_PROBLEMS, JUDGE_SAMPLES, JUDGE_EPOCHS = 3000, 8, 8
+JUDGE_LEARNING_RATE, JUDGE_BATCH = 1.5e-3, 2048
 EASY_FROM, HARD_TO = 0.6, 0.2
 """A problem that the base model solves at least this often is easy, at most that often hard."""
 JUDGE_TEMPLATE = "Easy, medium or hard?\n{prompt}\n{response}"
