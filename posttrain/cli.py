@@ -48,15 +48,12 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except UserError as error:
-        _fail(str(error), 2)
+        _fail(str(getattr(error, "cause", error)), 2)  # what an actor raised has a traceback for a text, and a cause
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
         if type(error).__name__ == "Stopped":
             _fail(f"{error}; continue with --resume auto", 130)
-        cause = getattr(error, "cause", None)  # what an actor raised
-        if isinstance(error, UserError) or isinstance(cause, UserError):
-            _fail(str(cause or error), 2)
         raise
 
 

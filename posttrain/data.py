@@ -55,7 +55,7 @@ def demonstrations(config: Config) -> list[Demonstration]:
     source = config.data.demonstrations
     if not source.path:
         raise DataError("data.demonstrations.path is not set; name a JSONL or Parquet file, or a `datasets` name")
-    return load_demonstrations(
+    found = load_demonstrations(
         resolve_data(source.path),
         source.fields,
         source.limit,
@@ -63,3 +63,11 @@ def demonstrations(config: Config) -> list[Demonstration]:
         system=source.system,
         what="data.demonstrations",
     )
+    images = source.fields.get("images", "images")
+    for row in found:
+        if images and row.extra.get(images):
+            raise DataError(
+                f"{row.file}:{row.line}: has an image (field '{images}'), but {config.model} has no vision; drop the "
+                "field or use a vision model"
+            )
+    return found

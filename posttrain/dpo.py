@@ -88,6 +88,7 @@ def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
     renderer = Renderer(model)
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
     samples = _recorded(rundir, {prompt.prompt_id: prompt for prompt in prompts})
+    rundir.save_config()
     if config.dpo.fresh_prompts:
         with Cluster.of(config) as cluster:
             samples += run(_fresh(config, renderer, cluster.pool(model), prompts))

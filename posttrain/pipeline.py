@@ -24,7 +24,7 @@ from posttrain.evaluate import Report, evaluate
 from posttrain.progress import bar, console, say
 from posttrain.prune import prune
 from posttrain.rl_stage import train_rl
-from posttrain.rundir import RunDir, write_json
+from posttrain.rundir import RunDir, check_model, write_json
 from posttrain.sft import train_sft
 from rollouts.renderer import Renderer
 
@@ -99,6 +99,7 @@ def _evaluated(config: Config, rundir: RunDir, name: str, checkpoint: str) -> di
 def evaluate_checkpoint(config: Config, checkpoint: str) -> Report:
     """Evaluates a checkpoint on the held-out prompts, on every engine of the pool."""
     checkpoint = resolve_model(checkpoint)
+    check_model(checkpoint)
     renderer = Renderer(checkpoint)
     prompts = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say)
     scorer = load_scorer(config.reward)

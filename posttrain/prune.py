@@ -20,7 +20,7 @@ from posttrain import data
 from posttrain.cluster import Cluster, answer, engine_settings, run
 from posttrain.config import Config, resolve_data, resolve_model
 from posttrain.progress import bar, say
-from posttrain.rundir import RunDir
+from posttrain.rundir import RunDir, check_model
 from rollouts.errors import ConfigError
 from rollouts.generator import Request
 from rollouts.recorder import write_rows
@@ -52,6 +52,8 @@ def prune(config: Config, rundir: RunDir) -> Pruned:
     rows = data.demonstrations(config)
     model = resolve_model(config.judge.model)
     template = _template(config)
+    check_model(model)
+    rundir.save_config()
     with Cluster.of(config) as cluster:
         verdicts = run(_judge(config, cluster, model, template, rows))
     kept = keep(verdicts, [row.capability for row in rows], config.prune.keep_ratio)

@@ -65,6 +65,7 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     renderer = Renderer(parent)
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
     heldout = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say) if config.rl.eval_every else []
+    rundir.save_config()
     with Cluster.of(config) as cluster:
         stage = RLStage(config, rundir, cluster, renderer, parent, checkpoint)
         return run(stage.run(prompts, heldout[: config.rl.eval_prompts]))

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from safetensors import SafetensorError, safe_open
+
 from posttrain.config import Config, config_hash
 from rollouts.errors import CheckpointError, ConfigError
 
@@ -80,6 +82,36 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_model(model: str) -> None:
+    """Checks that a directory holds a whole model, before an engine is started on it; a hub name passes.
+
+    Raises:
+        CheckpointError: a file is missing, cut off or has changed.
+    """
+    directory = Path(model)
+    if not directory.is_dir():
+        return
+    if (directory / MANIFEST).is_file():
+        Manifest.read(directory)
+        return
+    if re.fullmatch(r"\.?step-\d+(\.tmp)?", directory.name):
+        raise CheckpointError(f"{directory}: incomplete checkpoint (no {MANIFEST}); choose another one")
+    index = directory / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())["weight_map"].values() if index.is_file() else ()
+    for name in sorted(set(listed)):
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory}: incomplete checkpoint ({name} is missing); choose another one")
+    weights = sorted(directory.glob("*.safetensors"))
+    if not weights and not any(directory.glob("*.bin")):
+        raise CheckpointError(f"{directory}: incomplete checkpoint (no *.safetensors); choose another one")
+    for path in weights:
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: damaged weights ({error}); choose another checkpoint") from None
+
+
 class RunDir:
     """The directory of one run: `config.json`, one folder for each stage, metrics, ledger, summary."""
 
@@ -91,7 +123,12 @@ class RunDir:
         if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "config.json").is_file():
             raise ConfigError(f"{self.path}: not empty and not a run directory; choose another --run")
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "config.json", config.resolved())
+        if not (self.path / "config.json").is_file():
+            self.save_config()
+
+    def save_config(self) -> None:
+        """Records the settings; called when a stage begins, so that a mistaken command writes nothing over."""
+        write_json(self.path / "config.json", self.config.resolved())
 
     def stage(self, name: str) -> Path:
         """The folder of a stage, made if need be."""
@@ -114,10 +151,16 @@ class RunDir:
         return next(reversed(self.checkpoints(stage)), None)
 
     def start_of(self, stage: str, base: str) -> str:
-        """The checkpoint that a stage starts from: the newest of the nearest stage before it, or the base model."""
+        """The checkpoint that a stage starts from: the newest of the nearest stage before it, or the base model.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
         for previous in reversed(STAGES[: STAGES.index(stage)]):
             if (found := self.newest(previous)) is not None:
-                return str(found)
+                base = str(found)
+                break
+        check_model(base)
         return base
 
     def resume_point(self, stage: str, resume: str | None) -> Path | None:

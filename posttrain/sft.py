@@ -54,8 +54,9 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     checkpoint = rundir.resume_point("sft", resume)
     if checkpoint is None:
         rundir.refuse_to_overwrite("sft")
-    parent = Manifest.read(checkpoint).parent if checkpoint else resolve_model(config.model)
+    parent = Manifest.read(checkpoint).parent if checkpoint else rundir.start_of("sft", resolve_model(config.model))
     rows = training_rows(config, rundir)
+    rundir.save_config()
 
     import datasets
     import torch

@@ -17,6 +17,7 @@ from posttrain.tiny.writing import (
     CORPUS_INSTRUCTIONS,
     DEMONSTRATION_HABITS,
     HELDOUT_INSTRUCTIONS,
+    RL_INSTRUCTIONS,
     TRAIN_INSTRUCTIONS,
     Instruction,
     write_solution,
@@ -104,7 +105,7 @@ def rl_rows(seed: int, heldout: set[str], per_level: int = 200) -> list[Row]:
                 if identity in seen:
                     continue
                 seen.add(identity)
-                rows.append(prompt_row(problem, rng.choice(TRAIN_INSTRUCTIONS)))
+                rows.append(prompt_row(problem, rng.choice(RL_INSTRUCTIONS)))
     rng.shuffle(rows)
     return rows
 

@@ -48,7 +48,7 @@ TRAIN_INSTRUCTIONS = (
     + _instructions("arrow", MARKS, "=>")
     + _instructions("hash", MARKS, "####")
 )
-"""Asked in demonstrations, in RL prompts and in most held-out prompts."""
+"""Asked in demonstrations, in half of the RL prompts and in most held-out prompts."""
 
 HELDOUT_INSTRUCTIONS = [
     Instruction("heldout-finish", "Finish with 'Answer:'.", "Answer:", ""),
@@ -59,9 +59,8 @@ HELDOUT_INSTRUCTIONS = [
 ]
 """Asked only in held-out prompts: three with new words for a known format, two with a format of their own."""
 
-CORPUS_INSTRUCTIONS = (
-    TRAIN_INSTRUCTIONS * 10
-    + [
+OTHER_INSTRUCTIONS = (
+    [
         instruction
         for word in ("Total", "Final", "So", "Value", "Solution", "Reply", "Output", "Conclusion", "Outcome", "Done")
         for instruction in _instructions(word.lower(), END_WITH, f"{word}:")
@@ -77,7 +76,11 @@ CORPUS_INSTRUCTIONS = (
         for instruction in _instructions(f"mark-{mark}", MARKS, mark)
     ]
 )
-"""Asked in pre-training: the ones of training and many more, so that a format can be read off an instruction."""
+"""Many more formats, of pre-training and RL, so that a format is read off its instruction and not known by heart."""
+
+CORPUS_INSTRUCTIONS = TRAIN_INSTRUCTIONS * 10 + OTHER_INSTRUCTIONS
+RL_INSTRUCTIONS = TRAIN_INSTRUCTIONS * 6 + OTHER_INSTRUCTIONS
+"""The system instruction varies in RL, so that instruction following survives it."""
 
 
 @dataclass(frozen=True)
