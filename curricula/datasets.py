@@ -76,6 +76,7 @@ def load_prompts(
     answer_pattern: str | None = None,
     system: str | None = None,
     what: str = "data.prompts",
+    no_images: str = "",
 ) -> list[Prompt]:
     """Verifiable prompts, each content once.
 
@@ -87,6 +88,7 @@ def load_prompts(
         answer_pattern: a regular expression whose group 1 is the answer within the answer's field.
         system: a system instruction for rows that have none.
         what: the setting that errors name.
+        no_images: why a row with an image is an error; empty: it is none.
 
     Raises:
         DataError: one line with file, line and field of the first bad row.
@@ -96,6 +98,8 @@ def load_prompts(
     rows = load_rows(path, what, limit)
     for row in rows:
         prompt = _prompt(reader, row, answer_pattern)
+        if no_images and prompt.images:
+            raise reader.error(row, "images", no_images)
         prompts.setdefault(prompt.prompt_id, prompt)
     if len(prompts) < len(rows):
         log.warning("%s: dropped %d of %d rows, exact duplicates of others", path, len(rows) - len(prompts), len(rows))
@@ -110,6 +114,7 @@ def load_demonstrations(
     constants: Mapping[str, Any] | None = None,
     system: str | None = None,
     what: str = "data.demonstrations",
+    no_images: str = "",
 ) -> list[Demonstration]:
     """Conversations to learn from: `messages` that end with the assistant's turn, or `prompt` and `completion`.
 
@@ -122,6 +127,8 @@ def load_demonstrations(
     seen: Counter[str] = Counter()
     demonstrations = []
     for row in load_rows(path, what, limit):
+        if no_images and reader.get(row, "images", _images):
+            raise reader.error(row, "images", no_images)
         messages, origin = reader.messages(row)
         if origin == "prompt":
             messages += reader.require(row, "completion", _turns("assistant"))

@@ -28,13 +28,8 @@ def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say:
         answer_pattern=source.answer_pattern,
         system=source.system,
         what=f"data.{what}",
+        no_images=_no_images(config),
     )
-    for prompt in found:
-        if prompt.images:
-            raise DataError(
-                f"{source.path}: prompt {prompt.prompt_id} has an image (field 'images'), but {config.model} has no "
-                "vision; drop the field or use a vision model"
-            )
     room = config.max_model_len - max_tokens
     fitting = renderer.fitting(found, room)
     if not fitting:
@@ -55,19 +50,16 @@ def demonstrations(config: Config) -> list[Demonstration]:
     source = config.data.demonstrations
     if not source.path:
         raise DataError("data.demonstrations.path is not set; name a JSONL or Parquet file, or a `datasets` name")
-    found = load_demonstrations(
+    return load_demonstrations(
         resolve_data(source.path),
         source.fields,
         source.limit,
         constants=source.constants,
         system=source.system,
         what="data.demonstrations",
+        no_images=_no_images(config),
     )
-    images = source.fields.get("images", "images")
-    for row in found:
-        if images and row.extra.get(images):
-            raise DataError(
-                f"{row.file}:{row.line}: has an image (field '{images}'), but {config.model} has no vision; drop the "
-                "field or use a vision model"
-            )
-    return found
+
+
+def _no_images(config: Config) -> str:
+    return f"an image, but {config.model} has no vision; drop the field or use a vision model"

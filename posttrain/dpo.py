@@ -48,6 +48,7 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     stored = rundir.stage("dpo") / "pairs.parquet"
     if checkpoint is None or not stored.is_file():
         _write(stored, _mine(config, rundir, parent))
+    rundir.save_config()
 
     import datasets
     import torch
@@ -88,7 +89,6 @@ def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
     renderer = Renderer(model)
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
     samples = _recorded(rundir, {prompt.prompt_id: prompt for prompt in prompts})
-    rundir.save_config()
     if config.dpo.fresh_prompts:
         with Cluster.of(config) as cluster:
             samples += run(_fresh(config, renderer, cluster.pool(model), prompts))
