@@ -39,6 +39,7 @@ def run_all(config: Config, rundir: RunDir) -> Path:
         UserError: from any stage.
         Stopped: by the user; the run can be continued.
     """
+    _check(config)
     started = time.monotonic()
     clock = rundir.path / "seconds.json"
     before = json.loads(clock.read_text()) if clock.is_file() else 0.0
@@ -62,6 +63,19 @@ def run_all(config: Config, rundir: RunDir) -> Path:
     _print_summary(reports, seconds)
     say(f"{summary} holds every number; {rundir.path / 'export'} the model")
     return summary
+
+
+def _check(config: Config) -> None:
+    """Reads reward, models and data once, so that a mistake in a later stage's is told before the first one starts."""
+    load_scorer(config.reward)
+    base = resolve_model(config.model)
+    check_model(base)
+    if config.prune.enabled:
+        check_model(resolve_model(config.judge.model))
+    data.demonstrations(config)
+    renderer = Renderer(base)
+    for what, max_tokens in (("prompts", config.rl.sampling.max_tokens), ("heldout", config.eval.max_tokens)):
+        data.prompts(config, what, renderer, max_tokens, lambda _: None)
 
 
 def _trained(config: Config, rundir: RunDir, stage: str, train: Train) -> Path:
