@@ -127,7 +127,8 @@ def load_demonstrations(
     seen: Counter[str] = Counter()
     demonstrations = []
     for row in load_rows(path, what, limit):
-        if no_images and reader.get(row, "images", _images):
+        images = reader.get(row, "images", _images) if no_images else None
+        if images:
             raise reader.error(row, "images", no_images)
         messages, origin = reader.messages(row)
         if origin == "prompt":
