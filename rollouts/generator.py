@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rollouts.errors import EngineError
@@ -46,7 +46,9 @@ class EngineSettings:
 class Request:
     """`n` completions of one tokenized prompt.
 
-    `choices` forces the completion to be one of these strings; `seed` fixes the sampling of this request.
+    `choices` forces the completion to be one of these strings, with the log-probabilities that the model itself gives
+    it; `seed` fixes the sampling of this request. `scored`: the last so many tokens of the prompt are the completion,
+    and only their log-probabilities are asked for.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -54,6 +56,7 @@ class Request:
     n: int = 1
     seed: int | None = None
     choices: tuple[str, ...] = ()
+    scored: int = 0
 
 
 class Generator:
@@ -70,7 +73,7 @@ class Generator:
         self._engine = _start_engine(model, settings)
         self._tokenizer = self._engine.get_tokenizer()
         self._commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._waiting: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Future[list[Rollout]]]] = {}
+        self._waiting: dict[str, tuple[Request, asyncio.AbstractEventLoop, asyncio.Future[list[Rollout]]]] = {}
         self._ids = itertools.count()
         self._tokens = 0
         self._busy_seconds = 0.0
@@ -91,10 +94,31 @@ class Generator:
         Raises:
             EngineError: the engine died.
         """
+        rollouts = await self._ask(request)
+        if request.choices:
+            await asyncio.gather(*(self._unmask(request, rollout) for rollout in rollouts))
+        return rollouts
+
+    async def _ask(self, request: Request) -> list[Rollout]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Rollout]] = loop.create_future()
         self._submit(lambda: self._add(request, loop, future))
         return await future
+
+    async def _unmask(self, request: Request, rollout: Rollout) -> None:
+        """Replaces what vLLM says of a forced completion: in every mode its log-probabilities are those under the mask,
+        0.0 for an only choice. As part of the prompt the same tokens are scored without a mask.
+        """
+        tokens = (*request.prompt_token_ids, *rollout.token_ids)
+        scored = replace(
+            request,
+            prompt_token_ids=tokens,
+            sampling=Sampling(max_tokens=1),
+            n=1,
+            choices=(),
+            scored=len(rollout.token_ids),
+        )
+        rollout.logprobs = (await self._ask(scored))[0].logprobs
 
     async def generate_counted(self, request: Request) -> tuple[int, list[Rollout]]:
         """`generate` with the token count apart: who waits for the count need not fetch the rollouts."""
@@ -157,13 +181,13 @@ class Generator:
         except BaseException as failure:
             logging.getLogger(__name__).exception("the engine's thread died")
             self._failure = failure
-            for loop, future in self._waiting.values():
+            for _, loop, future in self._waiting.values():
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(_fail, future, EngineError(f"the engine stopped: {failure!r}"))
 
     def _add(self, request: Request, loop: asyncio.AbstractEventLoop, future: asyncio.Future[list[Rollout]]) -> None:
         request_id = str(next(self._ids))
-        self._waiting[request_id] = (loop, future)
+        self._waiting[request_id] = (request, loop, future)
         try:
             self._engine.add_request(
                 request_id, {"prompt_token_ids": list(request.prompt_token_ids)}, _sampling_params(request)
@@ -173,7 +197,10 @@ class Generator:
             loop.call_soon_threadsafe(_fail, future, error)
 
     def _finish(self, output: Any) -> None:
-        loop, future = self._waiting.pop(output.request_id)
+        request, loop, future = self._waiting.pop(output.request_id)
+        if request.scored:
+            loop.call_soon_threadsafe(_resolve, future, [_scored(request, output)])
+            return
         rollouts = []
         for completion in sorted(output.outputs, key=lambda completion: completion.index):
             token_ids = list(completion.token_ids)
@@ -266,7 +293,8 @@ def _sampling_params(request: Request) -> Any:
         stop=list(sampling.stop) or None,
         detokenize=bool(sampling.stop),
         logprobs=0,
-        flat_logprobs=True,
+        prompt_logprobs=0 if request.scored else None,
+        flat_logprobs=not request.scored,
         output_kind=RequestOutputKind.FINAL_ONLY,
         structured_outputs=StructuredOutputsParams(choice=list(request.choices)) if request.choices else None,
     )
@@ -277,6 +305,14 @@ def _sampled_logprobs(logprobs: Any, token_ids: list[int]) -> list[float]:
     found = [logprobs.logprobs[start] for start in logprobs.start_indices]
     assert [logprobs.token_ids[start] for start in logprobs.start_indices] == token_ids
     return found
+
+
+def _scored(request: Request, output: Any) -> Rollout:
+    """The last tokens of a prompt with the log-probabilities that the model gives them."""
+    token_ids = list(request.prompt_token_ids[-request.scored :])
+    positions = output.prompt_logprobs[-request.scored :]
+    logprobs = [position[token].logprob for position, token in zip(positions, token_ids, strict=True)]
+    return Rollout(token_ids, [True] * len(token_ids), logprobs, [], "stop", "")
 
 
 def _resolve(future: asyncio.Future[Any], value: Any) -> None:
