@@ -39,7 +39,7 @@ class PromptStats:
 class StatsTable:
     """The statistics of a fixed list of prompts; P = prompts, K = kinds (capability, difficulty, source)."""
 
-    def __init__(self, prompts: Sequence[Prompt], decay: float = 0.97, prior_strength: float = 2.0) -> None:
+    def __init__(self, prompts: Sequence[Prompt], decay: float = 0.97, prior_strength: float = 6.0) -> None:
         """Starts with nothing known.
 
         Args:

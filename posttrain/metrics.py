@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import MetricsConfig
+from rollouts.errors import ConfigError
 
 
 class MetricsLog:
@@ -18,7 +19,7 @@ class MetricsLog:
         """Opens the files; `name` is the stage's.
 
         Raises:
-            ImportError: `wandb_project` is set and wandb is not installed.
+            ConfigError: `wandb_project` is set and wandb is not installed.
         """
         self._name = name
         self._file = (run / "metrics.jsonl").open("a", buffering=1)
@@ -29,7 +30,12 @@ class MetricsLog:
 
             self._tensorboard = SummaryWriter(str(run / "tensorboard" / name))
         if config.wandb_project:
-            import wandb  # type: ignore[import-not-found, unused-ignore]
+            try:
+                import wandb  # type: ignore[import-not-found, unused-ignore]
+            except ImportError:
+                raise ConfigError(
+                    "metrics.wandb_project: wandb is not installed; `pip install wandb`, or unset it"
+                ) from None
 
             self._wandb = wandb.init(project=config.wandb_project, name=f"{run.name}-{name}", dir=str(run))
 

@@ -70,7 +70,7 @@ def _template(config: Config) -> str:
         return TEMPLATE
     path = Path(resolve_data(config.judge.template))
     try:
-        template = path.read_text()
+        template = path.read_text().rstrip("\n")  # an editor ends a file with a newline, a prompt does not
     except OSError as error:
         raise ConfigError(f"judge.template: {path}: {error.strerror or error}") from None
     for place in ("{prompt}", "{response}"):

@@ -98,6 +98,7 @@ class Controller:
         self._round: list[tuple[Draw, Judged | JudgeError]] = []  # what a synchronous round has brought so far
         self._without_signal: Counter[str] = Counter()  # rejections in a row, by capability
         self._lent_since: dict[str, int] = {}
+        self._rejected_before = 0  # up to the step before
         self._stop = asyncio.Event()
 
     def stop(self) -> None:
@@ -120,12 +121,11 @@ class Controller:
         """
         try:
             while self.version < self.config.steps:
-                rejected = self.totals.rejected.total()
                 batch = await self._next_batch()
                 if batch is None:
                     return
                 metrics = await self._meanwhile(self.workers.train(batch))
-                step = self._account(batch, metrics, self.totals.rejected.total() - rejected)
+                step = self._account(batch, metrics)
                 await checkpoint(self.version)
                 step.pause = await self._meanwhile(self.workers.update_weights(self.version))
                 self._release(batch)
@@ -253,7 +253,7 @@ class Controller:
                 self.ledger.drawn(draw.draw_id, draw.prompt.prompt_id, capability, draw.version)
                 self._tasks[asyncio.ensure_future(self.workers.rollout(draw))] = draw
 
-    def _account(self, batch: Sequence[Judged], train: StepMetrics, rejected: int) -> Step:
+    def _account(self, batch: Sequence[Judged], train: StepMetrics) -> Step:
         """Counts a train step and enters it in the ledger; the policy is one version further."""
         staleness = max(self.version - judged.oldest_version for judged in batch)
         assert staleness <= self.config.max_staleness, f"staleness {staleness} past the bound"
@@ -263,6 +263,8 @@ class Controller:
         self.totals.max_staleness_seen = max(self.totals.max_staleness_seen, staleness)
         self.ledger.trained((judged.draw.draw_id for judged in batch), self.version)
         outcomes = [outcome for judged in batch for outcome in judged.outcomes]
+        rejected = self.totals.rejected.total() - self._rejected_before
+        self._rejected_before += rejected
         reward = sum(judged.mean_reward for judged in batch) / len(batch)
         return Step(self.version, reward, sum(outcomes) / len(outcomes), staleness, rejected, train)
 

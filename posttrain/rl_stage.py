@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,20 @@ STATE = "rl_state.json"
 
 @dataclass(frozen=True)
 class RLSummary:
-    """What an RL stage did, over all its attempts where it says so.
+    """What an RL stage did, over all attempts that led to its newest checkpoint.
 
-    Busy shares are of the wall time of this attempt: how long the engines, and the trainer, were at work.
+    Busy shares are of the wall time: how long the engines (on average), and the trainer, were at work.
     """
 
-    steps: int
-    groups_trained: int
-    groups_rejected: int
-    rejected_by_reason: dict[str, int]
-    max_staleness_seen: int
-    tokens_generated: int
-    seconds: float
-    generator_busy_share: float
-    trainer_busy_share: float
+    steps: int = 0
+    groups_trained: int = 0
+    groups_rejected: int = 0
+    rejected_by_reason: dict[str, int] = field(default_factory=dict)
+    max_staleness_seen: int = 0
+    tokens_generated: int = 0
+    seconds: float = 0.0
+    generator_busy_share: float = 0.0
+    trainer_busy_share: float = 0.0
 
 
 def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
@@ -84,7 +85,7 @@ class RLStage:
         self.state: dict[str, Any] = json.loads((checkpoint / STATE).read_text()) if checkpoint else {}
         start = str(checkpoint or parent)
         self.pool: GeneratorPool = cluster.pool(start)
-        self.workers = RayWorkers(cluster, self.pool, renderer, start)
+        self.workers = RayWorkers(cluster, self.pool, renderer, start, parent)
         self.log = MetricsLog(rundir.path, config.metrics, "rl")
         self._evaluation: asyncio.Task[None] | None = None
 
@@ -181,23 +182,29 @@ class RLStage:
         await answer(self.workers.verifier.write_shard.remote(str(shard)), limit, "the verifier to write its rollouts")
         with self.rundir.new_checkpoint("rl", version, self.parent, self.config.rl.checkpoints_kept) as directory:
             await answer(self.workers.trainer.save.remote(str(directory)), limit, "the trainer to save the policy")
-            write_json(directory / STATE, {"version": version, "sampler": self.sampler.state_dict()})
+            state = {"version": version, "sampler": self.sampler.state_dict(), "summary": asdict(await self._summary())}
+            write_json(directory / STATE, state)
         return self.rundir.checkpoints("rl")[-1]
 
     async def _summary(self) -> RLSummary:
         seconds = time.monotonic() - self.started
         engines = await self.workers.engine_metrics()
         trainer = await answer(self.workers.trainer.metrics.remote(), 60, "the trainer's metrics")
+        generating = (engines["busy_seconds"] - self.engines_before["busy_seconds"]) / self.config.rl.generators
         totals = self.controller.totals
-        share = (engines["busy_seconds"] - self.engines_before["busy_seconds"]) / seconds / self.config.rl.generators
+        before = RLSummary(**self.state["summary"]) if self.state else RLSummary()
+        together = before.seconds + seconds
+        rejected = Counter(before.rejected_by_reason) + totals.rejected
         return RLSummary(
             steps=self.controller.version,
-            groups_trained=totals.groups_trained,
-            groups_rejected=totals.rejected.total(),
-            rejected_by_reason=dict(totals.rejected),
-            max_staleness_seen=totals.max_staleness_seen,
-            tokens_generated=int(engines["tokens"] - self.engines_before["tokens"]),
-            seconds=round(seconds, 1),
-            generator_busy_share=round(share, 3),
-            trainer_busy_share=round(trainer["busy_seconds"] / seconds, 3),
+            groups_trained=before.groups_trained + totals.groups_trained,
+            groups_rejected=rejected.total(),
+            rejected_by_reason=dict(rejected),
+            max_staleness_seen=max(before.max_staleness_seen, totals.max_staleness_seen),
+            tokens_generated=before.tokens_generated + int(engines["tokens"] - self.engines_before["tokens"]),
+            seconds=round(together, 1),
+            generator_busy_share=round((before.generator_busy_share * before.seconds + generating) / together, 3),
+            trainer_busy_share=round(
+                (before.trainer_busy_share * before.seconds + trainer["busy_seconds"]) / together, 3
+            ),
         )

@@ -62,17 +62,22 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
+    from trl.chat_template_utils import get_training_chat_template
 
     from posttrain.trl_stage import StageCallback, common_arguments, train
 
     torch.set_num_threads(config.sft.threads)
     tokenizer = AutoTokenizer.from_pretrained(parent)
-    if "{% generation %}" not in (tokenizer.chat_template or "").replace("{%- ", "{% ").replace(" -%}", " %}"):
+    try:
+        training_template = get_training_chat_template(tokenizer)
+    except ValueError:
         raise DataError(
-            f"{parent}: the chat template does not mark the assistant's words with {{% generation %}}; without it the "
-            "loss would be on the user's words as well"
-        )
+            f"{parent}: the chat template does not mark the assistant's words with {{% generation %}}, and TRL has no "
+            "version that does; add the marks, or the loss would be on the user's words as well"
+        ) from None
     datasets.disable_progress_bars()
+    shipped_template = tokenizer.chat_template
+    tokenizer.chat_template = training_template or shipped_template
     callback = StageCallback(rundir, "sft", parent, config.sft.save_total_limit, tokenizer)
     arguments: dict[str, Any] = common_arguments(config.sft, rundir, "sft", len(rows))
     trainer = SFTTrainer(

@@ -23,11 +23,14 @@ from rollouts.types import RolloutGroup
 class PolicyTrainer:
     """Holds the policy in training with its optimizer and schedule."""
 
-    def __init__(self, model: str, config: RLConfig, seed: int, threads: int, device: str | None = None) -> None:
+    def __init__(
+        self, model: str, reference: str, config: RLConfig, seed: int, threads: int, device: str | None = None
+    ) -> None:
         """Loads the policy.
 
         Args:
             model: a Hugging Face model directory.
+            reference: the one that a KL penalty holds the policy to; loaded only where `kl_coef` is not 0.
             config: the `rl` section of the configuration.
             seed: of everything random in training (dropout, where a model has it).
             threads: CPU threads of this process.
@@ -42,7 +45,7 @@ class PolicyTrainer:
         self.policy.train()
         self.reference = None
         if config.kl_coef:
-            self.reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(self.device).eval()
+            self.reference = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).to(self.device).eval()
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(),
             lr=config.learning_rate,

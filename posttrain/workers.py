@@ -27,14 +27,15 @@ GENERATE_TRIES = 3
 class RayWorkers:
     """Generators of a pool, a verifier and a trainer."""
 
-    def __init__(self, cluster: Cluster, pool: GeneratorPool, renderer: Renderer, model: str) -> None:
+    def __init__(self, cluster: Cluster, pool: GeneratorPool, renderer: Renderer, model: str, reference: str) -> None:
         """Starts the trainer and the verifier; the pool's generators are there already.
 
         Args:
             cluster: owns the actors.
             pool: whose first `rl.generators` engines make rollouts; the rest evaluate.
             renderer: of the model's chat template.
-            model: the checkpoint that training starts from.
+            model: the checkpoint that training starts from, or goes on from.
+            reference: the checkpoint that a KL penalty holds the policy to.
         """
         self.config = cluster.config
         self._cluster, self._pool, self._renderer, self._model = cluster, pool, renderer, model
@@ -45,7 +46,7 @@ class RayWorkers:
         self._published: str | None = None
         self._version = 0
         self.trainer = cluster.actor(
-            PolicyTrainer, model, rl, self.config.seed, self.config.threads, gpus=cluster.gpus(1)
+            PolicyTrainer, model, reference, rl, self.config.seed, self.config.threads, gpus=cluster.gpus(1)
         )
         self.verifier = cluster.actor(Verifier, self.config.reward, sys.path)
 

@@ -74,7 +74,7 @@ def write_data(out: Path, seed: int) -> set[str]:
         "sft": data.demonstration_rows(seed, heldout),
     }
     for name, rows in files.items():
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows if data.asked(row)))
     return heldout
 
 

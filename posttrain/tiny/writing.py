@@ -53,11 +53,12 @@ TRAIN_INSTRUCTIONS = (
 HELDOUT_INSTRUCTIONS = [
     Instruction("heldout-finish", "Finish with 'Answer:'.", "Answer:", ""),
     Instruction("heldout-wrap", "Wrap the answer in {{}}.", "{{", "}}"),
-    Instruction("heldout-goes-after", "The answer goes after =>.", "=>", ""),
-    *_instructions("heldout-result", END_WITH[:1], "Result:"),
-    *_instructions("heldout-out", TAGS[:1], "<out>", "</out>"),
+    Instruction("heldout-using", "Mark the answer using =>.", "=>", ""),
+    Instruction("heldout-after", "Put the answer after ####.", "####", ""),
+    Instruction("heldout-give", "Give the answer as <ans></ans>.", "<ans>", "</ans>"),
 ]
-"""Asked only in held-out prompts: three with new words for a known format, two with a format of their own."""
+"""Asked only in held-out prompts, in words that no training has. (Formats of their own are beyond a model of this size:
+asked for `<out></out>`, which pre-training never shows, it obeys in no case.)"""
 
 OTHER_INSTRUCTIONS = (
     [

@@ -21,7 +21,7 @@ def posterior(table: StatsTable, row: int, version: int) -> tuple[float, float]:
 
 
 def test_nothing_known_is_an_even_prior() -> None:
-    table = StatsTable(prompts())
+    table = StatsTable(prompts(), prior_strength=2.0)
     assert posterior(table, 2, 7) == (1.0, 1.0)
     assert table.view(2, 7).pass_rate == 0.5
 
@@ -45,7 +45,7 @@ def test_kinds_are_capability_difficulty_and_source() -> None:
         *prompts(1, "code"),
         Prompt("s", (), "math", difficulty=1, source="x"),
     ]
-    table = StatsTable(rows)
+    table = StatsTable(rows, prior_strength=2.0)
     table.observe(0, [True] * 8, version=0)
     assert posterior(table, 1, 0) == posterior(table, 2, 0) == posterior(table, 3, 0) == (1.0, 1.0)
 
