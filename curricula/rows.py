@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from rollouts.dotted import load_dotted
 from rollouts.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,12 @@ class Row:
 
 
 def load_rows(path: str, what: str = "data", limit: int | None = None) -> list[Row]:
-    """The first `limit` rows of a JSONL or Parquet file, of a directory of them, or of a `datasets` name.
+    """The first `limit` rows of a JSONL or Parquet file, a directory of them, a function, or a `datasets` name.
 
-    A name is `owner/name` or `owner/name/config`, either with `:split` (default: `train`). A directory is read file by
-    file in the order of their names, without what lies deeper. `what` names the setting in errors: `data.prompts`.
+    A function is named by its dotted path, `my_package.my_module:rows`; it takes nothing and returns or yields
+    mappings. A name is `owner/name` or `owner/name/config`, either with `:split` (default: `train`). A directory is
+    read file by file in the order of their names, without what lies deeper. `what` names the setting in errors:
+    `data.prompts`.
 
     Raises:
         DataError: no such file or data set, no rows, a line that is not a JSON object.
@@ -70,6 +75,8 @@ def _rows(path: str, what: str) -> Iterator[Row]:
         yield from _file_rows(place)
     elif path.startswith((".", "/", "~")) or place.suffix in SUFFIXES:
         raise DataError(f"{path}: no such file; set {what}.path")
+    elif _DOTTED.fullmatch(path):
+        yield from _function_rows(path, what)
     else:
         yield from _dataset_rows(path, what)
 
@@ -107,6 +114,13 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
             yield from _number(parquet.iter_batches(1000), str(file))
     except pa.ArrowInvalid as error:
         raise DataError(f"{file}: not Parquet: {_first_line(error)}") from None
+
+
+def _function_rows(path: str, what: str) -> Iterator[Row]:
+    for line, values in enumerate(load_dotted(path, f"{what}.path")(), 1):
+        if not isinstance(values, Mapping):
+            raise DataError(f"{path}:{line}: expected a mapping for each row, found {short(values)}")
+        yield Row(values, path, line)
 
 
 def _dataset_rows(path: str, what: str) -> Iterator[Row]:

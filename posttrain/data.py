@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from curricula.datasets import Demonstration, load_demonstrations, load_prompts
 from posttrain.config import Config, DataSource, resolve_data
 from rollouts.errors import DataError
+from rollouts.generator import Conversation
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt
 
@@ -59,6 +61,13 @@ def demonstrations(config: Config) -> list[Demonstration]:
         what="data.demonstrations",
         no_images=_no_images(config),
     )
+
+
+def conversation(config: Config, prompt: Prompt) -> Conversation | None:
+    """What a request needs for rollouts of several turns; None where no environment is set."""
+    if config.environment is None:
+        return None
+    return Conversation(prompt, config.environment, tuple(sys.path))
 
 
 def _no_images(config: Config) -> str:

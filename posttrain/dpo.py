@@ -19,7 +19,7 @@ from posttrain.config import Config, resolve_model
 from posttrain.pairs import PreferencePair, Sampled, mine
 from posttrain.progress import bar, say
 from posttrain.rundir import Manifest, RunDir
-from rollouts.errors import DataError
+from rollouts.errors import ConfigError, DataError
 from rollouts.generator import Request
 from rollouts.recorder import read_shards, write_rows
 from rollouts.renderer import Renderer
@@ -45,6 +45,8 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     if checkpoint is None:
         rundir.refuse_to_overwrite("dpo")
     parent = Manifest.read(checkpoint).parent if checkpoint else rundir.start_of("dpo", resolve_model(config.model))
+    if config.environment is not None:
+        raise ConfigError("dpo: pairs of several turns are not supported; unset `environment` for this stage")
     stored = rundir.stage("dpo") / "pairs.parquet"
     if checkpoint is None or not stored.is_file():
         _write(stored, _mine(config, rundir, parent))

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from judges.corner_cases import KINDS, corner_cases
+from posttrain import data
 from posttrain.cluster import GeneratorPool
 from posttrain.config import Config
 from rollouts.generator import Request
@@ -103,6 +104,7 @@ async def evaluate(
                 replace(sampling, temperature=temperature),
                 n,
                 seed=config.seed + 1_000_003 * index,
+                conversation=data.conversation(config, prompt),
             )
             for index, prompt in enumerate(prompts)
         ]

@@ -23,6 +23,7 @@ from posttrain.progress import bar, say
 from posttrain.rl import Controller, Step
 from posttrain.rundir import Manifest, RunDir, write_json
 from posttrain.workers import RayWorkers
+from rollouts.dotted import load_dotted
 from rollouts.renderer import Renderer
 
 STATE = "rl_state.json"
@@ -62,6 +63,8 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     if checkpoint is None:
         rundir.refuse_to_overwrite("rl")
     parent = Manifest.read(checkpoint).parent if checkpoint else rundir.start_of("rl", resolve_model(config.model))
+    if config.environment is not None:
+        load_dotted(config.environment, "environment")
     load_scorer(config.reward)  # so that a wrong name is told before anything is started
     renderer = Renderer(parent)
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)

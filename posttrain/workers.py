@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
+from posttrain import data
 from posttrain.cluster import Cluster, GeneratorPool, answer, result_of
 from posttrain.slots import Draw, Judged
 from posttrain.step_metrics import StepMetrics
@@ -83,7 +84,13 @@ class RayWorkers:
     async def rollout(self, draw: Draw) -> Judged:
         """Generates and judges a group; a dead engine's draw is given to another, a failed judging is tried again."""
         tokens = self._renderer.prompt_tokens(draw.prompt.messages)
-        request = Request(tokens, self._sampling, self.config.rl.group_size, seed=self._seed(draw.draw_id))
+        request = Request(
+            tokens,
+            self._sampling,
+            self.config.rl.group_size,
+            seed=self._seed(draw.draw_id),
+            conversation=data.conversation(self.config, draw.prompt),
+        )
         rollouts = await self._generate(request)
         for attempt in range(JUDGE_TRIES):
             judged, group = self.verifier.judge.options(num_returns=2).remote(draw, list(tokens), rollouts)

@@ -12,14 +12,17 @@ import itertools
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rollouts.dotted import load_dotted
+from rollouts.env import converse
 from rollouts.errors import EngineError
-from rollouts.types import Rollout, Sampling, Span
+from rollouts.types import Prompt, Rollout, Sampling, Span
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,15 @@ class EngineSettings:
 
 
 @dataclass(frozen=True)
+class Conversation:
+    """A prompt, and the environment that answers the policy, by its dotted path; `search_path` is the driver's."""
+
+    prompt: Prompt
+    environment: str
+    search_path: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Request:
     """`n` completions of one tokenized prompt.
 
@@ -57,6 +69,7 @@ class Request:
     seed: int | None = None
     choices: tuple[str, ...] = ()
     scored: int = 0
+    conversation: Conversation | None = None
 
 
 class Generator:
@@ -100,6 +113,8 @@ class Generator:
         return rollouts
 
     async def _ask(self, request: Request) -> list[Rollout]:
+        if request.conversation is not None:
+            return await self._converse(request, request.conversation)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Rollout]] = loop.create_future()
         self._submit(lambda: self._add(request, loop, future))
@@ -119,6 +134,28 @@ class Generator:
             scored=len(rollout.token_ids),
         )
         rollout.logprobs = (await self._ask(scored))[0].logprobs
+
+    async def _converse(self, request: Request, conversation: Conversation) -> list[Rollout]:
+        sys.path.extend(entry for entry in conversation.search_path if entry not in sys.path)
+        reply = load_dotted(conversation.environment, "environment")
+
+        async def complete(tokens: tuple[int, ...], sampling: Sampling, seed: int | None) -> Rollout:
+            return (await self.generate(Request(tokens, sampling, seed=seed)))[0]
+
+        return await asyncio.gather(
+            *(
+                converse(
+                    conversation.prompt,
+                    request.prompt_token_ids,
+                    request.sampling,
+                    None if request.seed is None else request.seed + index,
+                    complete,
+                    reply,
+                    self._tokenizer,
+                )
+                for index in range(request.n)
+            )
+        )
 
     async def generate_counted(self, request: Request) -> tuple[int, list[Rollout]]:
         """`generate` with the token count apart: who waits for the count need not fetch the rollouts."""

@@ -40,7 +40,8 @@ class DataSource(Section):
     """Where rows come from and how their fields are called there."""
 
     path: str = ""
-    """A JSONL or Parquet file, a directory of them, a `datasets` name (`owner/name` or `owner/name/config`, either with
+    """A JSONL or Parquet file, a directory of them, a function of your own that returns rows (`my_module:rows`), a
+    `datasets` name (`owner/name` or `owner/name/config`, either with
     `:split`), or `tiny:sft`, `tiny:rl`, `tiny:heldout`. Relative to the current directory. Empty: not given, which is
     an error in the stages that read it."""
     fields: dict[str, str] = Field(default_factory=dict)
@@ -370,6 +371,9 @@ class Config(Section):
     reward: str = "auto"
     """What scores a completion: `auto` (by the prompt: hidden tests, else the answer), the name of a built-in
     verifier, or a function of your own by dotted path, `package.module:function`."""
+    environment: str | None = None
+    """What answers the policy within a rollout: a function of your own by dotted path (see `rollouts/env.py`). null:
+    each rollout is a single turn."""
     generators: GeneratorsConfig = GeneratorsConfig()
     """The pool of vLLM engines."""
     judge: JudgeConfig = JudgeConfig()

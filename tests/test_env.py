@@ -1,0 +1,79 @@
+"""Rollouts of several turns: tokens in, tokens out, the environment's words outside the loss."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from posttrain.config import resolve_model
+from rollouts.env import converse, reply_tokens
+from rollouts.errors import JudgeError
+from rollouts.renderer import Renderer
+from rollouts.types import Prompt, Rollout, Sampling
+
+PROMPT = Prompt("p", ({"role": "user", "content": "47+38"},), answer="85")
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    return Renderer(resolve_model("tiny:base"))
+
+
+def conversation(renderer: Renderer, said: list[str], reply, max_tokens: int = 64) -> tuple[Rollout, list]:
+    """Runs `converse` with a policy that says these things in turn; gives the rollout and what it was asked."""
+    asked: list[tuple[tuple[int, ...], int, int | None]] = []
+    end = renderer.tokenizer.eos_token_id
+
+    async def complete(tokens: tuple[int, ...], sampling: Sampling, seed: int | None) -> Rollout:
+        text = said[len(asked)]
+        asked.append((tokens, sampling.max_tokens, seed))
+        ids = [*renderer.tokenizer(text)["input_ids"], end]
+        return Rollout(ids, [True] * len(ids), [-0.5] * len(ids), [(0, len(ids), len(asked))], "stop", text)
+
+    prompt_ids = renderer.prompt_tokens(PROMPT.messages)
+    sampling = Sampling(max_tokens=max_tokens)
+    rollout = asyncio.run(converse(PROMPT, prompt_ids, sampling, 5, complete, reply, renderer.tokenizer))
+    return rollout, asked
+
+
+def test_turns_are_laid_end_to_end_as_the_template_would(renderer: Renderer) -> None:
+    rollout, asked = conversation(
+        renderer, ["calc 47+38", "85"], lambda prompt, turns: "= 85" if len(turns) == 1 else None
+    )
+    whole = [
+        *PROMPT.messages,
+        {"role": "assistant", "content": "calc 47+38"},
+        {"role": "user", "content": "= 85"},
+        {"role": "assistant", "content": "85"},
+    ]
+    rendered = renderer.tokenizer.apply_chat_template(whole, return_dict=True)["input_ids"]
+    assert list(renderer.prompt_tokens(PROMPT.messages)) + rollout.token_ids == rendered
+    between = reply_tokens(renderer.tokenizer, "= 85")
+    first = len(asked[1][0]) - len(asked[0][0]) - len(between)
+    assert rollout.loss_mask == [True] * first + [False] * len(between) + [True] * (
+        len(rollout.token_ids) - first - len(between)
+    )
+    assert [logprob for logprob, mask in zip(rollout.logprobs, rollout.loss_mask, strict=True) if not mask] == [
+        0.0
+    ] * len(between)
+    assert rollout.policy_versions[0][2] == 1
+    assert rollout.policy_versions[-1] == (first + len(between), len(rollout.token_ids), 2)
+    assert (rollout.text, rollout.finish_reason) == ("85", "stop")
+    assert asked[0][1] == 64
+    assert asked[1][1] == 64 - first - len(between)
+    assert asked[0][2] != asked[1][2]
+
+
+def test_the_token_limit_bounds_the_whole_conversation(renderer: Renderer) -> None:
+    rollout, _ = conversation(renderer, ["again"] * 20, lambda prompt, turns: "more words", max_tokens=24)
+    assert len(rollout.token_ids) <= 24
+    assert rollout.truncated
+
+
+def test_an_environment_that_fails_is_no_unsolved_rollout(renderer: Renderer) -> None:
+    def reply(prompt: Prompt, turns: list[str]) -> str | None:
+        raise KeyError("tool")
+
+    with pytest.raises(JudgeError, match="environment failed on prompt p"):
+        conversation(renderer, ["x"], reply)
