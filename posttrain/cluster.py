@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from posttrain.config import Config
+from posttrain.progress import say
 from rollouts.errors import EngineError
 from rollouts.generator import EngineSettings, Generator, Request
 from rollouts.types import Rollout
@@ -186,6 +187,7 @@ class GeneratorPool:
         async with self._replacing:
             if self.actors[index] is not dead:
                 return
+            say(f"engine {index} died; starting another in its place")
             actor = self._cluster.generator(self._model, self._settings, version)
             timeout = self.config.generators.start_timeout
             await answer(actor.ready.remote(), timeout, "a vLLM engine to start again")

@@ -44,6 +44,7 @@ class RayWorkers:
         self.engines = list(range(rl.generators))
         self._outstanding = [0] * rl.generators
         self._sampling = rl.sampling.sampling()
+        self._metrics: dict[Any, dict[str, float]] = {}  # by actor
         self._published: str | None = None
         self._version = 0
         self.trainer = cluster.actor(
@@ -76,10 +77,17 @@ class RayWorkers:
         await self._pool.update(self._model, version)
 
     async def engine_metrics(self) -> dict[str, float]:
-        """Tokens and busy seconds of the engines that make rollouts, added up."""
-        actors = [self._pool.actors[engine] for engine in self.engines]
-        each = await asyncio.gather(*(answer(actor.metrics.remote(), 60, "an engine's metrics") for actor in actors))
-        return {key: sum(metrics[key] for metrics in each) for key in each[0]}
+        """Tokens and busy seconds of the engines that make rollouts, those that died included, added up."""
+
+        async def ask(actor: Any) -> None:
+            try:
+                self._metrics[actor] = await answer(actor.metrics.remote(), 60, "an engine's metrics")
+            except EngineError as error:  # what a dead one said last still counts
+                if not _died(error):
+                    raise
+
+        await asyncio.gather(*(ask(self._pool.actors[engine]) for engine in self.engines))
+        return {key: sum(each[key] for each in self._metrics.values()) for key in ("tokens", "busy_seconds")}
 
     async def rollout(self, draw: Draw) -> Judged:
         """Generates and judges a group; a dead engine's draw is given to another, a failed judging is tried again."""
@@ -141,12 +149,29 @@ class RayWorkers:
             self.trainer.publish.remote(path), self.config.rl.step_timeout, "the trainer to publish its weights"
         )
         self._published, self._version = path, version
-        pause = await self._pool.update(path, version, [self._pool.actors[engine] for engine in self.engines])
+        pauses = await asyncio.gather(*(self._update(engine, path, version) for engine in self.engines))
         if old is not None:
             self._cluster.drop_weights(old)
-        return pause
+        return max(pauses)
+
+    async def _update(self, index: int, path: str, version: int) -> float:
+        """Loads weights into one engine, or into the one that takes its place if it died."""
+        for attempt in range(GENERATE_TRIES):
+            actor = self._pool.actors[index]
+            try:
+                return await self._pool.update(path, version, [actor])
+            except EngineError as error:
+                if attempt == GENERATE_TRIES - 1 or not _died(error):
+                    raise
+                await self._pool.replace(index, actor, path, version)
+        raise AssertionError("unreachable")
 
     async def update_evaluators(self) -> None:
         """Gives the evaluating engines the weights that were published last."""
         if self._published is not None and self.has_spare_engines:
             await self._pool.update(self._published, self._version, self.evaluators)
+
+
+def _died(error: EngineError) -> bool:
+    """Whether an actor's process is gone, rather than slow."""
+    return isinstance(error.__cause__, RayActorError)
