@@ -22,7 +22,7 @@ from posttrain.tiny import data
 from posttrain.tiny.pretrain import Conversation, batches, new_model, train, train_in_parallel
 from posttrain.tiny.tasks import CAPABILITIES, LEVELS
 from posttrain.tiny.tokenizer import train_tokenizer
-from posttrain.tiny.writing import DEMONSTRATION_HABITS, TRAIN_INSTRUCTIONS, write_solution
+from posttrain.tiny.writing import JUDGED_HABITS, TRAIN_INSTRUCTIONS, write_solution
 from rollouts.errors import ConfigError
 from rollouts.generator import EngineSettings, Generator, Request
 from rollouts.renderer import Renderer
@@ -120,7 +120,7 @@ def build_judge(out: Path, base: Path, log: Path, seed: int, heldout: set[str]) 
     conversations = []
     for (problem, instruction), rate in zip(rows, rates, strict=True):
         label = "easy" if rate >= EASY_FROM else "hard" if rate <= HARD_TO else "medium"
-        response = write_solution(rng, problem, instruction, DEMONSTRATION_HABITS).text
+        response = write_solution(rng, problem, instruction, JUDGED_HABITS).text
         text = JUDGE_TEMPLATE.replace("{prompt}", problem.question).replace("{response}", response)
         conversations.append([{"role": "user", "content": text}, {"role": "assistant", "content": label}])
     _log(log, model="judge", labels=Counter(conversation[1]["content"] for conversation in conversations))

@@ -8,7 +8,7 @@ for SFT are written with more care, in the same mixture of styles.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from posttrain.tiny.tasks import Problem
 
@@ -103,8 +103,11 @@ CORPUS_HABITS = Habits(
     worked=0.45, sloppy_by_level=(0.10, 0.30, 0.50, 0.65, 0.75), slip=0.04, ignores_format=0.08, runs_on=0.10
 )
 DEMONSTRATION_HABITS = Habits(
-    worked=0.40, sloppy_by_level=(0.02, 0.05, 0.10, 0.15, 0.20), slip=0.02, ignores_format=0.03, runs_on=0.0
+    worked=0.15, sloppy_by_level=(0.02, 0.05, 0.10, 0.15, 0.20), slip=0.02, ignores_format=0.03, runs_on=0.0
 )
+"""Mostly terse, as people write when nobody asks for the working."""
+JUDGED_HABITS = replace(DEMONSTRATION_HABITS, worked=0.40)
+"""Of the solutions that the judge learns to judge: both styles often enough."""
 
 
 @dataclass(frozen=True)
