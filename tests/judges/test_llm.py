@@ -1,0 +1,130 @@
+"""The judging model, with made-up log-probabilities, and the pruner."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from judges.llm import TEMPLATE, LLMJudge, Verdict
+from judges.pruner import keep
+from rollouts.errors import JudgeError
+from rollouts.generator import Request
+from rollouts.types import Rollout
+
+LOGPROBS = {"easy": [-0.1, -3.0], "medium": [-1.0, -0.2, -0.3], "hard": [-2.5, -0.5]}
+
+
+class Letters:
+    """A renderer whose tokens are the letters of the last message."""
+
+    def prompt_tokens(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        return tuple(map(ord, messages[-1]["content"]))
+
+
+def said(request: Request) -> str:
+    return "".join(map(chr, request.prompt_token_ids))
+
+
+class Engine:
+    """Says what it is forced to, with log-probabilities that favour `easy` by its first token alone."""
+
+    def __init__(self, says: str | None = None) -> None:
+        self.requests: list[Request] = []
+        self.says = says
+
+    async def __call__(self, requests: Sequence[Request]) -> list[list[Rollout]]:
+        self.requests += requests
+        return [[self._rollout(request)] for request in requests]
+
+    def _rollout(self, request: Request) -> Rollout:
+        (label,) = request.choices
+        tokens = [1] * len(LOGPROBS[label])
+        return Rollout(tokens, [True] * len(tokens), LOGPROBS[label], [], "stop", self.says or label)
+
+
+def conversation(question: str, answer: str) -> list[dict[str, str]]:
+    return [
+        {"role": "system", "content": "Be terse."},
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+
+
+def judge(engine: Engine, template: str = "{prompt}|{response}", limit: int = 1000) -> LLMJudge:
+    return LLMJudge("j", Letters(), engine, template, limit)
+
+
+async def test_a_label_has_the_probability_of_its_whole_sequence() -> None:
+    (verdict,) = await judge(Engine()).judge([conversation("2+2", "4")])
+    weights = [math.exp(-3.1), math.exp(-1.5), math.exp(-3.0)]
+    easy, medium, hard = (weight / sum(weights) for weight in weights)
+    assert verdict.criteria == pytest.approx({"easy": easy, "medium": medium, "hard": hard})
+    assert verdict.label == "medium"  # though `easy` has the likeliest first token
+    assert verdict.score == pytest.approx(medium / 2 + hard)
+    assert verdict.judge == "j"
+
+
+async def test_each_demonstration_is_asked_about_once_for_each_label_in_order() -> None:
+    engine = Engine()
+    verdicts = await judge(engine).judge([conversation("2+2", "4"), conversation("{response}", "ü")])
+    assert len(verdicts) == 2
+    assert [said(request) for request in engine.requests] == ["2+2|4"] * 3 + ["ü|ü"] * 3
+    assert [request.choices for request in engine.requests] == [("easy",), ("medium",), ("hard",)] * 2
+    assert {request.sampling.temperature for request in engine.requests} == {0.0}
+
+
+async def test_an_engine_that_says_something_else_is_an_error_and_no_verdict() -> None:
+    with pytest.raises(JudgeError, match="judge j: forced to say 'easy', said 'hm'"):
+        await judge(Engine("hm")).judge([conversation("2+2", "4")])
+
+
+def test_a_long_answer_is_cut() -> None:
+    prompt = judge(Engine(), limit=50).prompt(conversation("2+2", "x" * 1000))
+    assert "".join(map(chr, prompt)) == "2+2|" + "x" * 31  # halved until it fits
+    assert len(judge(Engine(), limit=5).prompt(conversation("a long question", "4"))) == 5
+
+
+def test_a_template_needs_both_places() -> None:
+    with pytest.raises(ValueError, match=r"lacks \{response\}"):
+        judge(Engine(), "{prompt}")
+    assert "{prompt}" in TEMPLATE
+    assert "{response}" in TEMPLATE
+
+
+# ------------------------------------------------------------------------------------------------------------ pruner
+
+
+def verdict(score: float, label: str | None = None) -> Verdict:
+    return Verdict(score, label or ("easy" if score < 0.25 else "medium" if score < 0.75 else "hard"), "", "j", {})
+
+
+def kept(scores: Sequence[float], ratio: float, capabilities: Sequence[str] | None = None) -> list[int]:
+    chosen = keep([verdict(score) for score in scores], capabilities or ["math"] * len(scores), ratio)
+    return [index for index, keeps in enumerate(chosen) if keeps]
+
+
+def test_the_hardest_are_kept() -> None:
+    assert kept([0.3, 0.9, 0.5, 0.8, 0.4, 0.7], 0.5) == [1, 3, 5]
+
+
+def test_easy_rows_are_dropped_even_where_fewer_remain() -> None:
+    assert kept([0.1, 0.0, 0.9, 0.2, 0.1, 0.6, 0.1, 0.1], 0.5) == [2, 5]
+
+
+def test_each_capability_keeps_its_share() -> None:
+    scores = [0.9, 0.8, 0.7, 0.6, 0.30, 0.29, 0.28, 0.27]
+    capabilities = ["math"] * 4 + ["code"] * 4
+    assert kept(scores, 0.5, capabilities) == [0, 1, 4, 5]
+
+
+def test_a_capability_of_easy_rows_keeps_its_hardest() -> None:
+    scores = [0.9, 0.9, 0.9, 0.9, 0.01, 0.02, 0.04, 0.03]
+    assert kept(scores, 0.5, ["math"] * 4 + ["code"] * 4) == [0, 1, 6]
+
+
+def test_a_capability_of_one_row_keeps_it() -> None:
+    assert kept([0.9, 0.8, 0.1], 0.1, ["math", "math", "code"]) == [0, 2]
+
+
+def test_ties_keep_the_first() -> None:
+    assert kept([0.5] * 6, 0.5) == [0, 1, 2]

@@ -1,0 +1,114 @@
+"""The estimators against brute force, and a report of made-up engines value by value."""
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from posttrain.config import load_config
+from posttrain.evaluate import evaluate, mean_and_interval, pass_at_k
+from rollouts.generator import Request
+from rollouts.types import Prompt, Rollout, Score
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5, 8])
+def test_pass_at_k_is_the_share_of_subsets_with_a_solved_one(samples: int) -> None:
+    for solved, k in itertools.product(range(samples + 1), range(1, samples + 1)):
+        outcomes = [index < solved for index in range(samples)]
+        subsets = list(itertools.combinations(outcomes, k))
+        assert pass_at_k(samples, solved, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_pass_at_k_is_unbiased() -> None:
+    rng, rate, k = random.Random(0), 0.3, 3
+    draws = [pass_at_k(8, sum(rng.random() < rate for _ in range(8)), k) for _ in range(20_000)]
+    assert sum(draws) / len(draws) == pytest.approx(1 - (1 - rate) ** k, abs=0.01)
+
+
+def test_interval() -> None:
+    mean, (low, high) = mean_and_interval([0.0, 1.0, 1.0, 0.0])
+    assert mean == 0.5
+    assert (low, high) == pytest.approx((0.5 - 1.96 * math.sqrt(1 / 3 / 4), 0.5 + 1.96 * math.sqrt(1 / 3 / 4)))
+    assert mean_and_interval([0.25]) == (0.25, (0.25, 0.25))
+    rng = random.Random(1)  # it covers the true mean in 95 of 100 cases
+    covered = 0
+    for _ in range(1000):
+        _, (low, high) = mean_and_interval([float(rng.random() < 0.4) for _ in range(100)])
+        covered += low <= 0.4 <= high
+    assert 920 <= covered <= 975
+
+
+class Words:
+    """A renderer whose tokens are word lengths."""
+
+    def prompt_tokens(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        return tuple(map(len, messages[-1]["content"].split()))
+
+
+class Engines:
+    """A pool that says, for each prompt, what its first token and the temperature decide."""
+
+    def __init__(self) -> None:
+        self.asked: list[Request] = []
+
+    async def generate(self, requests: Sequence[Request], actors: Any) -> list[list[Rollout]]:
+        self.asked += requests
+        return [[self._rollout(request, index) for index in range(request.n)] for request in requests]
+
+    def _rollout(self, request: Request, index: int) -> Rollout:
+        kind, temperature = request.prompt_token_ids[0], request.sampling.temperature
+        # 1: always right; 2: the first two of four, and greedily; 3: never, run on at temperature 1
+        right = kind == 1 or (kind == 2 and index < 2 and temperature != 0.5)
+        run_on = kind == 3 and temperature == 1
+        text = "<a>yes</a>" if right else "<a>no</a>"
+        return Rollout([9] * 4, [True] * 4, [0.0] * 4, [], "length" if run_on else "stop", text)
+
+
+def judge(prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
+    return [Score(float("yes" in rollout.text), "yes" in rollout.text) for rollout in rollouts]
+
+
+def prompt(text: str, **fields: Any) -> Prompt:
+    return Prompt(text, ({"role": "user", "content": text},), answer_format=("<a>", "</a>"), **fields)
+
+
+async def test_a_report() -> None:
+    prompts = [
+        prompt("a", capability="math", difficulty=1, instruction="i"),
+        prompt("bb", capability="math", difficulty=2),
+        prompt("ccc", capability="code", difficulty=2),
+    ]
+    engines, done = Engines(), []
+    config = load_config("tiny", ["eval.samples=4", "eval.pass_k=[1,2,4]", "eval.temperatures=[0.0,0.5]", "seed=9"])
+    report = await evaluate(engines, Words(), prompts, judge, config, advance=done.append)
+    assert (report.prompts, report.samples) == (3, 4)
+    assert report.pass_at_1 == pytest.approx((1 + 0.5 + 0) / 3)
+    assert report.pass_at_k == pytest.approx({2: (1 + 5 / 6 + 0) / 3, 4: 2 / 3})
+    assert report.by_temperature == pytest.approx({"0": 2 / 3, "0.5": 1 / 3, "1": 0.5})
+    assert report.greedy == report.best == pytest.approx(2 / 3)
+    assert report.by_capability == {"code": 0.0, "math": 0.75}
+    assert report.by_difficulty == {"1": 1.0, "2": 0.25}
+    assert report.by_instruction == {"i": 1.0}
+    assert report.corner_cases["run_on"] == report.corner_cases["any"] == pytest.approx(1 / 3)
+    assert report.corner_case_counts == {"format": 0, "run_on": 4, "empty": 0, "repetition": 0, "any": 4}
+    assert report.mean_tokens == 4
+    values = report.as_json()
+    assert list(values)[:3] == ["pass@1", "pass@2", "pass@4"]
+    assert values["ci95"] == report.ci95
+    assert sorted(done) == [3, 3, 12]
+
+
+async def test_what_is_asked_of_the_engines() -> None:
+    engines = Engines()
+    config = load_config("tiny", ["eval.samples=2", "eval.pass_k=[1]", "eval.samples_other=3", "eval.max_tokens=7"])
+    await evaluate(engines, Words(), [prompt("a"), prompt("bb")], judge, config, temperatures=(0.5, 0.0))
+    assert [(request.sampling.temperature, request.n) for request in engines.asked] == [
+        (0.0, 1), (0.0, 1), (0.5, 3), (0.5, 3), (1.0, 2), (1.0, 2),
+    ]  # fmt: skip
+    assert {request.sampling.max_tokens for request in engines.asked} == {7}
+    seeds = [request.seed for request in engines.asked]
+    assert seeds[0] != seeds[1]  # prompts differ, and a second evaluation draws the same
+    assert seeds[:2] == seeds[2:4] == seeds[4:]

@@ -1,0 +1,75 @@
+"""Which completions become preference pairs."""
+
+from posttrain.pairs import FRESH, Sampled, mine
+from rollouts.types import Prompt, Rollout
+
+ASKED = ("<ans>", "</ans>")
+
+
+def prompt(name: str) -> Prompt:
+    return Prompt(name, ({"role": "user", "content": name},), answer="85", answer_format=ASKED)
+
+
+def sampled(text: str, solved: bool = False, name: str = "p", draw: int = FRESH, finish: str = "stop") -> Sampled:
+    return Sampled(prompt(name), Rollout([], [], [], [], finish, text, outcome=solved), draw)
+
+
+SOLVED = sampled("<ans>85</ans>", True, draw=1)
+WORKED = sampled("40+30=70+15=85\n<ans>85</ans>", True, draw=2)
+WRONG = sampled("<ans>84</ans>", draw=3)
+BARE = sampled("85", draw=4)
+EMPTY = sampled("", draw=5)
+RUN_ON = sampled("<ans>85</ans>\nand 3+4?\n<ans>7</ans>", draw=6)
+REPEATED = sampled("no no no no no no no no\n<ans>85</ans>", draw=7)
+
+
+def test_each_kind_is_paired_with_a_solved_completion_of_like_length() -> None:
+    pairs = {pair.reason: pair for pair in mine([SOLVED, WORKED, WRONG, BARE, EMPTY, RUN_ON, REPEATED], 10, 10, 0)}
+    assert set(pairs) == {"format", "run_on", "empty", "repetition"}
+    assert (pairs["format"].chosen, pairs["format"].rejected) == ("<ans>85</ans>", "85")
+    assert pairs["format"].draw_ids == (1, 4)
+    assert (pairs["empty"].chosen, pairs["empty"].rejected) == ("<ans>85</ans>", "")
+    assert pairs["run_on"].chosen == WORKED.rollout.text  # nearer in length
+    assert pairs["repetition"].draw_ids == (2, 7)
+
+
+def test_without_a_solved_completion_one_that_obeys_is_chosen() -> None:
+    (pair,) = mine([WRONG, BARE], 10, 10, 0)
+    assert (pair.chosen, pair.rejected, pair.reason) == ("<ans>84</ans>", "85", "format")
+
+
+def test_what_has_a_corner_case_is_never_chosen() -> None:
+    assert mine([BARE, EMPTY, RUN_ON], 10, 10, 0) == []
+    truncated = sampled("<ans>85</ans>", True, finish="length")
+    assert mine([truncated, BARE], 10, 10, 0) == []
+
+
+def test_a_pair_is_of_one_prompt() -> None:
+    assert mine([SOLVED, sampled("85", name="q")], 10, 10, 0) == []
+
+
+def test_the_same_text_is_rejected_once() -> None:
+    assert len(mine([SOLVED, BARE, BARE, sampled("85", draw=9)], 10, 10, 0)) == 1
+
+
+def test_kinds_take_turns_within_the_limits() -> None:
+    samples = [
+        sample
+        for name in "abcdef"
+        for sample in (sampled("<ans>85</ans>", True, name), sampled("85", name=name), sampled("", name=name))
+    ]
+    assert [pair.reason for pair in mine(samples, 2, 10, 0)] == ["format", "empty", "format", "empty"]
+    assert [pair.reason for pair in mine(samples, 6, 3, 0)] == ["format", "empty", "format"]
+    assert len(mine(samples, 6, 100, 0)) == 12
+
+
+def test_the_seed_chooses_the_prompts() -> None:
+    samples = [
+        sample for name in "abcdefgh" for sample in (sampled("<ans>85</ans>", True, name), sampled("8", name=name))
+    ]
+
+    def chosen(seed: int) -> list[str]:
+        return [pair.prompt.prompt_id for pair in mine(samples, 3, 3, seed)]
+
+    assert chosen(1) == chosen(1)
+    assert len({tuple(chosen(seed)) for seed in range(10)}) > 1

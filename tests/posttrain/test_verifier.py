@@ -1,0 +1,60 @@
+"""The verifier's judgement of a group, and its shards."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from pyarrow.parquet import read_table
+
+from posttrain.slots import Draw
+from posttrain.verifier import Verifier
+from rollouts.errors import DataError
+from rollouts.types import Prompt, Rollout
+
+PROMPT = Prompt("p", ({"role": "user", "content": "47+38"},), "math", answer="85", answer_format=("<ans>", "</ans>"))
+
+
+def rollout(text: str, spans: list[tuple[int, int, int]], finish: str = "stop") -> Rollout:
+    length = spans[-1][1]
+    return Rollout(list(range(length)), [True] * length, [-0.5] * length, spans, finish, text)
+
+
+def test_a_group_is_scored_and_summed_up(tmp_path: Path) -> None:
+    verifier = Verifier("auto", [])
+    rollouts = [
+        rollout("<ans>85</ans>", [(0, 3, 4), (3, 5, 5)]),
+        rollout("<ans>84</ans>", [(0, 2, 5)]),
+        rollout("<ans>85</ans>", [(0, 2, 5)], "length"),
+    ]
+    draw = Draw(17, 3, PROMPT, 4)
+    judged, group = verifier.judge(draw, [7, 8], rollouts)
+    assert judged.outcomes == (True, False, False)
+    assert (judged.mean_reward, judged.oldest_version, judged.tokens) == (pytest.approx(1 / 3), 4, 9)
+    assert (judged.draw, judged.payload) == (draw, None)
+    assert (group.draw_id, group.prompt_token_ids, group.prompt) == (17, [7, 8], PROMPT)
+    assert [each.reason for each in group.rollouts] == ["", "wrong answer", "truncated"]
+    assert group.rollouts[0].breakdown == {"format": 1.0, "correct": 1.0}
+
+    shards = [tmp_path / f"{number}.parquet" for number in range(2)]
+    assert verifier.write_shard(str(shards[0])) == 3
+    rows = read_table(shards[0]).to_pylist()
+    assert [row["reward"] for row in rows] == [1.0, 0.0, 0.0]
+    assert (rows[0]["first_version"], rows[0]["last_version"]) == (4, 5)
+    assert verifier.write_shard(str(shards[1])) == 0  # each group once
+    assert not shards[1].exists()
+
+
+def test_a_users_reward_is_found_where_the_driver_found_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_users_module.py").write_text("def long(prompt, completion): return len(completion) > 3")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    judged, _ = Verifier("a_users_module:long", [str(tmp_path)]).judge(
+        Draw(0, 0, PROMPT, 0), [], [rollout("abcd", [(0, 1, 0)]), rollout("abc", [(0, 1, 0)])]
+    )
+    assert judged.outcomes == (True, False)
+
+
+def test_a_prompt_that_cannot_be_judged_is_no_unsolved_one(tmp_path: Path) -> None:
+    verifier = Verifier("code", [])
+    with pytest.raises(DataError, match="prompt p has no 'tests'"):
+        verifier.judge(Draw(0, 0, PROMPT, 0), [], [rollout("x", [(0, 1, 0)])])
+    assert verifier.write_shard(str(tmp_path / "x.parquet")) == 0

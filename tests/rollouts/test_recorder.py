@@ -1,0 +1,63 @@
+"""Rollouts on disk and back."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from rollouts.recorder import read_shards, write_rows, write_shard
+from rollouts.types import Prompt, Rollout, RolloutGroup
+
+PROMPT = Prompt("9f", ({"role": "system", "content": "Kürzer!"}, {"role": "user", "content": "47+38"}), "math")
+
+
+def group(draw: int) -> RolloutGroup:
+    first = Rollout(
+        [7, 9, 5], [True, False, True], [-0.125, 0.0, -1.5], [(0, 1, 3), (1, 3, 4)], "stop", "85 ✓", 1.0, True
+    )
+    second = Rollout([5], [True], [-2.0], [(0, 1, 4)], "length", "", 0.0, False, {}, "truncated")
+    return RolloutGroup(draw, PROMPT, [1, 2], [first, second])
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "new/shard.parquet"
+    assert write_shard(path, [group(17), group(18)]) == 4
+    rows = read_shards([path])
+    assert [(row["draw_id"], row["rollout"]) for row in rows] == [(17, 0), (17, 1), (18, 0), (18, 1)]
+    first, second = rows[:2]
+    assert json.loads(first["messages"]) == list(PROMPT.messages)
+    assert (first["prompt_id"], first["capability"], first["text"]) == ("9f", "math", "85 ✓")
+    assert (first["token_ids"], first["loss_mask"], first["logprobs"]) == (
+        [7, 9, 5], [True, False, True], [-0.125, 0.0, -1.5],
+    )  # fmt: skip
+    assert (first["prompt_token_ids"], first["policy_versions"]) == ([1, 2], [[0, 1, 3], [1, 3, 4]])
+    assert (first["first_version"], first["last_version"], second["first_version"]) == (3, 4, 4)
+    assert (first["reward"], first["outcome"], second["outcome"]) == (1.0, True, False)
+    assert (second["finish_reason"], second["reason"]) == ("length", "truncated")
+
+
+def test_shards_are_read_in_the_order_given(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{draw}.parquet" for draw in (2, 1)]
+    for draw, path in zip((2, 1), paths, strict=True):
+        write_shard(path, [group(draw)])
+    assert [row["draw_id"] for row in read_shards(paths)] == [2, 2, 1, 1]
+    assert read_shards([]) == []
+
+
+def test_a_shard_is_what_datasets_loads(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.parquet", [group(1)])
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "a.parquet"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded["token_ids"][:] == [[7, 9, 5], [5]]
+
+
+def test_nothing_is_no_file_and_an_error_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    assert write_shard(path, []) == 0
+    assert not path.exists()
+    write_rows(path, [{"n": 1}])
+    with pytest.raises(Exception, match="object"):  # Arrow has no type for it
+        write_rows(path, [{"n": object()}])
+    assert read_shards([path]) == [{"n": 1}]

@@ -1,0 +1,61 @@
+"""The chat template of the tiny tokenizer, as tokens."""
+
+import pytest
+
+from posttrain.config import resolve_model
+from rollouts.errors import DataError
+from rollouts.renderer import Renderer
+from rollouts.types import Prompt
+
+SYSTEM = {"role": "system", "content": "End with 'Answer:'."}
+USER = {"role": "user", "content": "47+38"}
+ASSISTANT = {"role": "assistant", "content": "85"}
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    return Renderer(resolve_model("tiny:base"))
+
+
+def test_a_prompt_ends_where_the_assistant_speaks(renderer: Renderer) -> None:
+    tokens = renderer.prompt_tokens([SYSTEM, USER])
+    text = "<|bos|><|system|>End with 'Answer:'.<|end|><|user|>47+38<|end|><|assistant|>"
+    assert renderer.tokenizer.decode(list(tokens)) == text
+    assert tokens[0] == renderer.tokenizer.bos_token_id
+    assert tokens.count(renderer.tokenizer.bos_token_id) == 1
+
+
+def test_digits_are_tokens_of_their_own(renderer: Renderer) -> None:
+    words = renderer.tokenizer.convert_ids_to_tokens(list(renderer.prompt_tokens([USER])))
+    assert words[2:7] == ["4", "7", "+", "3", "8"]
+
+
+def test_any_text_has_tokens_and_comes_back(renderer: Renderer) -> None:
+    text = "Ünïcode ✓ 12.5 %\n\tx=[v*v for v in x]"
+    ids = renderer.tokenizer(text)["input_ids"]
+    assert renderer.tokenizer.decode(ids) == text
+
+
+def test_the_loss_covers_the_assistants_words_and_the_end_of_the_turn(renderer: Renderer) -> None:
+    rendered = renderer.tokenizer.apply_chat_template(
+        [SYSTEM, USER, ASSISTANT], return_dict=True, return_assistant_tokens_mask=True
+    )
+    learned = [token for token, mask in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True) if mask]
+    assert renderer.tokenizer.decode(learned) == "85<|end|>"
+    prompt = renderer.prompt_tokens([SYSTEM, USER])
+    assert tuple(rendered["input_ids"][: len(prompt)]) == prompt  # what is trained on is what is sampled from
+
+
+def test_prompts_that_are_too_long_are_left_out(renderer: Renderer) -> None:
+    prompts = [Prompt(str(count), ({"role": "user", "content": "7" * count},)) for count in (1, 10, 100)]
+    lengths = [len(renderer.prompt_tokens(prompt.messages)) for prompt in prompts]
+    assert lengths == [5, 14, 104]  # four tokens of the template
+    assert [prompt.prompt_id for prompt in renderer.fitting(prompts, 14)] == ["1", "10"]
+    assert renderer.fitting(prompts, 4) == []
+
+
+def test_a_tokenizer_without_a_template_is_told(renderer: Renderer, tmp_path) -> None:
+    renderer.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(DataError, match=r"the tokenizer has no chat template; add one as chat_template\.jinja"):
+        Renderer(str(tmp_path))
