@@ -1,0 +1,183 @@
+"""The RL stage with real engines: stopped by Ctrl-C, continued, a generator killed, and data without a signal."""
+
+import json
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from posttrain.rundir import Manifest
+from tests.integration.commands import SMALL, Ended, Running, posttrain
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT.parent / "shared/data/gsm8k"
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A run that Ctrl-C ended."""
+
+    cwd: Path
+    ended: Ended
+    seconds: float
+    left: dict[int, str]
+
+    @property
+    def checkpoint(self) -> Path:
+        return max((self.cwd / "r/rl/checkpoints").iterdir())
+
+    @property
+    def step(self) -> int:
+        return int(self.checkpoint.name.removeprefix("step-"))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stopped]:
+    """`posttrain rl`, interrupted while it trains."""
+    cwd = tmp_path_factory.mktemp("rl")
+    running = Running("rl", "tiny", "--run", "r", *SMALL, "rl.steps=1000", cwd=cwd)
+    try:
+        running.wait_for("step    2  reward")
+        started = time.monotonic()
+        running.interrupt()
+        ended = running.ended(60)
+        yield Stopped(cwd, ended, time.monotonic() - started, running.left())
+    finally:
+        running.end()
+
+
+def test_ctrl_c_stops_soon_and_leaves_no_process(stopped: Stopped) -> None:
+    assert stopped.ended.code == 130
+    assert stopped.seconds < 20  # 10 on a machine that does nothing else
+    assert stopped.left == {}
+    assert "Traceback" not in stopped.ended.err
+    assert stopped.ended.err.splitlines()[-1] == (
+        f"posttrain: rl stopped after step {stopped.step} of 1000; {stopped.checkpoint} holds it; "
+        "continue with --resume auto"
+    )
+
+
+def test_ctrl_c_leaves_a_complete_checkpoint(stopped: Stopped) -> None:
+    assert 2 <= stopped.step < 1000
+    manifest = Manifest.read(stopped.checkpoint)
+    assert (manifest.stage, manifest.step, manifest.policy_version) == ("rl", stopped.step, stopped.step)
+    assert "optimizer/state.safetensors" in manifest.files
+    assert json.loads((stopped.checkpoint / "rl_state.json").read_text())["version"] == stopped.step
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The same run, continued to its end, with a generator killed on the way."""
+
+    stopped: Stopped
+    ended: Ended
+    generators: set[int]
+    first_step: int
+
+
+@pytest.fixture(scope="module")
+def resumed(stopped: Stopped) -> Iterator[Resumed]:
+    first = stopped.step
+    words = ["rl", "tiny", "--run", "r", "--resume", "auto", *SMALL, f"rl.steps={first + 5}"]
+    running = Running(*words, cwd=stopped.cwd)
+
+    def generators() -> set[int]:
+        return {pid for pid, name in running.processes().items() if name.startswith("ray::Generator")}
+
+    try:
+        running.wait_for(f"step {first + 1:4d}  reward")
+        seen = generators()
+        for pid in seen:
+            os.kill(pid, signal.SIGKILL)
+        while running.process.poll() is None:
+            seen |= generators()
+            time.sleep(0.2)
+        ended = running.ended()
+        assert running.left() == {}
+        yield Resumed(stopped, ended, seen, first)
+    finally:
+        running.end()
+
+
+def test_resume_auto_goes_on_to_the_end(resumed: Resumed) -> None:
+    assert resumed.ended.code == 0, resumed.ended.err
+    last = resumed.first_step + 5
+    checkpoint = Path(resumed.ended.out.splitlines()[-1])
+    assert checkpoint == resumed.stopped.cwd / f"r/rl/checkpoints/step-{last:06d}"
+    assert Manifest.read(checkpoint).step == last
+    lines = (resumed.stopped.cwd / "r/metrics.jsonl").read_text().splitlines()
+    steps = [line["step"] for line in map(json.loads, lines) if "reward" in line]
+    assert steps == list(range(1, last + 1))  # none twice, none left out
+
+
+def test_resume_auto_voids_what_was_under_way(resumed: Resumed) -> None:
+    with sqlite3.connect(resumed.stopped.cwd / "r/ledger.db") as ledger:
+        counts = dict(ledger.execute("SELECT attempt || state, count(*) FROM draws GROUP BY 1").fetchall())
+        steps = dict(ledger.execute("SELECT step, count(*) FROM draws WHERE state = 'trained' GROUP BY 1").fetchall())
+    assert counts["1trained"] == 6 * resumed.first_step
+    assert counts["2trained"] == 6 * 5
+    assert "1drawn" not in counts
+    assert "1admitted" not in counts
+    assert counts["1void"] > 0
+    assert steps == dict.fromkeys(range(1, resumed.first_step + 6), 6)
+
+
+def test_a_killed_generator_is_replaced(resumed: Resumed) -> None:
+    assert len(resumed.generators) == 2
+    assert "engine 0 died; starting another in its place" in resumed.ended.err
+    assert resumed.ended.code == 0
+    assert "Traceback" not in resumed.ended.err
+
+
+# ------------------------------------------------------------------------------------------------------------- GSM8K
+
+
+@pytest.fixture
+def gsm8k(tmp_path: Path) -> list[str]:
+    """Overrides of the preset that name the published files, or rows written in their form."""
+    files = {name: PUBLISHED / f"{name}.jsonl" for name in ("train", "test")}
+    if not all(path.is_file() for path in files.values()):
+        files = dict.fromkeys(files, tmp_path / "rows.jsonl")
+        rows = (
+            {
+                "question": f"Ada has {count} boxes with {2 * count} pens each. She gives away {count} pens. "
+                "How many pens does she have left?",
+                "answer": f"She has {count} * {2 * count} = <<{count}*{2 * count}={2 * count**2}>>{2 * count**2} pens. "
+                f"Then {2 * count**2 - count} are left.\n#### {2 * count**2 - count:,}",
+            }
+            for count in range(3, 43)
+        )
+        files["train"].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [
+        f"data.demonstrations.path={files['train']}", f"data.prompts.path={files['train']}",
+        f"data.heldout.path={files['test']}", "generators.count=1", "rl.generators=1",
+    ]  # fmt: skip
+
+
+def test_gsm8k_ends_with_the_error_that_no_prompt_gives_a_signal(gsm8k: list[str], tmp_path: Path) -> None:
+    words = ["rl.max_rejected_in_a_row=12", "rl.group_size=4", "rl.sampling.max_tokens=32", "rl.eval_every=0"]
+    ended = posttrain("rl", "gsm8k-tiny", "--run", "r", *gsm8k, *words, "data.prompts.limit=40", cwd=tmp_path, code=2)
+    *_, line = ended.err.splitlines()
+    assert line.startswith("posttrain: no prompt gives a learning signal: in each group all rollouts fail, or all")
+    assert "(groups rejected in a row: math: 12)" in line
+    assert "pass rates of the 12 groups judged: 0.0-0.1: 12;" in line
+    assert "Traceback" not in ended.err
+    assert not list((tmp_path / "r/rl").glob("checkpoints/step-*"))
+
+
+def test_gsm8k_demonstrations_are_judged_as_they_are_published(gsm8k: list[str], tmp_path: Path) -> None:
+    from pyarrow.parquet import read_table
+
+    posttrain("prune", "gsm8k-tiny", "--run", "r", *gsm8k, "data.demonstrations.limit=12", cwd=tmp_path)
+    rows = read_table(tmp_path / "r/sft/verdicts.parquet").to_pylist()
+    assert len(rows) == 12
+    system, user, assistant = json.loads(rows[0]["messages"])
+    assert system == {"role": "system", "content": "Write #### before the answer."}
+    assert user["content"] in Path(gsm8k[0].partition("=")[2]).read_text()
+    assert "\n#### " in assistant["content"]
+    assert sum(row["kept"] for row in rows) <= 6
