@@ -13,6 +13,8 @@ RUN ?= runs/$(patsubst %.yaml,%,$(notdir $(CONFIG)))
 RESUME ?=
 # For eval: any checkpoint directory.
 CHECKPOINT ?= $(RUN)/export
+# For tiny: a new directory.
+OUT ?= runs/world
 # More arguments for the command, such as overrides of the config: ARGS="rl.max_staleness=0".
 ARGS ?=
 
@@ -55,10 +57,10 @@ sft rl dpo:
 	$(BIN)/posttrain $(stage) $(CONFIG) --run $(RUN) $(if $(RESUME),--resume $(RESUME)) $(ARGS)
 
 eval: $(STAMP) ## measure CHECKPOINT (default: RUN/export): pass@1, pass@k and corner cases, with intervals
-	$(BIN)/posttrain eval $(CHECKPOINT) $(ARGS)
+	$(BIN)/posttrain eval $(CHECKPOINT) --config $(CONFIG) $(ARGS)
 
 tiny: $(STAMP) ## build the tiny world again from its seed (the committed one is what demo uses)
-	$(BIN)/posttrain tiny build $(ARGS)
+	$(BIN)/posttrain tiny build $(OUT) $(ARGS)
 
 test: $(STAMP) ## all tests, the real engines included (under 15 minutes on two cores)
 	$(BIN)/pytest $(ARGS)
