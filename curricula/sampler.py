@@ -14,13 +14,17 @@ from rollouts.types import Prompt
 CANDIDATES = 24
 """Prompts among which one draw chooses, so that a draw costs the same however many prompts there are."""
 
+THOMPSON_DRAWS = 4
+"""Pass rates drawn for each candidate."""
+
 
 class PromptSampler:
     """Draws prompts of a capability; a prompt in flight is not drawn again.
 
-    `signal`: a few candidates are drawn at random, a pass rate p of each is drawn from its posterior (Thompson
-    sampling, so that unseen prompts are explored), and the one with the highest chance of a group with mixed outcomes,
-    `1 - p^G - (1-p)^G`, is taken. `uniform`: any prompt alike.
+    `signal`: a few candidates are drawn at random, and the one with the highest chance of a group with mixed outcomes,
+    `1 - p^G - (1-p)^G`, is taken, averaged over a few pass rates p drawn from its posterior (Thompson sampling with
+    fewer surprises: unseen prompts are explored, yet one known to be mixed wins more often). `uniform`: any prompt
+    alike.
     """
 
     def __init__(self, prompts: Sequence[Prompt], selection: str, group_size: int, seed: int) -> None:
@@ -53,8 +57,9 @@ class PromptSampler:
             choice = int(free[0])
         else:
             alpha, beta = self.stats.posterior(free, version)
-            rate = self._rng.beta(alpha, beta)
-            choice = int(free[np.argmax(1 - rate**self.group_size - (1 - rate) ** self.group_size)])
+            rates = self._rng.beta(alpha, beta, size=(THOMPSON_DRAWS, len(free)))
+            signal = 1 - rates**self.group_size - (1 - rates) ** self.group_size
+            choice = int(free[signal.mean(axis=0).argmax()])
         self._in_flight[choice] += 1
         return choice
 
