@@ -75,16 +75,21 @@ def _open(
 
         print_plan(stage, loaded, path)
         raise typer.Exit
-    if os.environ.get("RAY_ADDRESS", "").startswith(("http://", "https://")):
-        from posttrain.ray_job import submit
-
-        raise typer.Exit(submit(sys.argv[1:], path))
+    _submit_if_asked(path)
     from posttrain.engines import prepare
 
     prepare()
     from posttrain.rundir import RunDir
 
     return loaded, RunDir(path, loaded)
+
+
+def _submit_if_asked(run: Path | None = None) -> None:
+    """Hands this command over to a Ray cluster where `RAY_ADDRESS` is an http address."""
+    if os.environ.get("RAY_ADDRESS", "").startswith(("http://", "https://")):
+        from posttrain.ray_job import submit
+
+        raise typer.Exit(submit(sys.argv[1:], run))
 
 
 @app.command()
@@ -189,6 +194,7 @@ def evaluate(
     from posttrain.config import load_config
 
     settings = load_config(config, overrides or ())
+    _submit_if_asked()
     from posttrain.engines import prepare
 
     prepare()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import socket
 import tempfile
 import uuid
 from collections.abc import Awaitable, Sequence
@@ -18,11 +19,12 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from posttrain.config import Config
 from posttrain.progress import say
-from rollouts.errors import EngineError
+from posttrain.ray_job import TOKEN_HINT, first_line
+from rollouts.errors import EngineError, UserError
 from rollouts.generator import EngineSettings, Generator, Request
 from rollouts.types import Rollout
 
@@ -65,18 +67,20 @@ class Cluster:
         return nullcontext(cls._current) if cls._current is not None else cls(config)
 
     def __enter__(self) -> Self:
-        Cluster._current = self
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         address = os.environ.get("RAY_ADDRESS")
         self._owned = not ray.is_initialized()
-        if self._owned:
-            local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 512 * 2**20}
+        if self._owned and address:
+            _attach(address)
+        elif self._owned:
             ray.init(
-                address=address or "local",
+                address="local",
                 log_to_driver=False,
                 logging_level="ERROR",
-                **({} if address else local),
+                include_dashboard=False,
+                object_store_memory=512 * 2**20,
             )
+        Cluster._current = self
         return self
 
     def __exit__(
@@ -137,6 +141,21 @@ class Cluster:
     def drop_weights(self, path: str) -> None:
         """Frees published weights that no engine will load any more."""
         Path(path).unlink(missing_ok=True)
+
+
+def _attach(address: str) -> None:
+    """Connects to a running cluster.
+
+    Raises:
+        UserError: nobody answers there, or the token is refused.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdigit():  # Ray itself would try for ten minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise UserError(f"RAY_ADDRESS={address}: cannot attach: {first_line(error)} {TOKEN_HINT}") from None
 
 
 class GeneratorPool:

@@ -11,31 +11,35 @@ from pathlib import Path
 from posttrain.progress import say
 from rollouts.errors import UserError
 
+TOKEN_HINT = (
+    "(if it runs, this client and the cluster do not share a token: set RAY_AUTH_TOKEN, or RAY_AUTH_MODE=disabled on "
+    "both)"
+)
 EXCLUDED = [".venv", "runs", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache"]
 
 
-def submit(arguments: Sequence[str], run: Path) -> int:
+def submit(arguments: Sequence[str], run: Path | None = None) -> int:
     """Runs `posttrain ARGUMENTS` as a job of `RAY_ADDRESS`, from a copy of the current directory.
 
     Within the job Ray sets `RAY_ADDRESS` to the cluster's own address, which is not an http one, so the job attaches.
-    The run directory is passed as an absolute path: a relative one would be in the copy.
+    The run directory is passed as an absolute path: a relative one would be in the copy. So is whatever the copy lacks.
 
     Raises:
         UserError: the cluster does not answer or refuses.
     """
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     address = os.environ["RAY_ADDRESS"]
-    arguments = [*_without_run(arguments), "--run", str(run.resolve())]
+    arguments = [_absolute(word) for word in _without_run(arguments)]
+    if run is not None:
+        arguments += ["--run", str(run.resolve())]
     command = " ".join(_quoted(word) for word in (sys.executable, "-m", "posttrain", *arguments))
     try:
         client = JobSubmissionClient(address)
         job = client.submit_job(entrypoint=command, runtime_env={"working_dir": str(Path.cwd()), "excludes": EXCLUDED})
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"RAY_ADDRESS={address}: cannot submit a job: {error} (a 401 means that this client and the cluster do not "
-            "share a token: set RAY_AUTH_TOKEN, or RAY_AUTH_MODE=disabled on both)"
-        ) from None
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise UserError(f"RAY_ADDRESS={address}: cannot submit a job: {first_line(error)} {TOKEN_HINT}") from None
     say(f"job {job} on {address}")
     try:
         asyncio.run(_follow(client, job))
@@ -60,6 +64,25 @@ def _without_run(arguments: Sequence[str]) -> list[str]:
         else:
             kept.append(word)
     return kept
+
+
+def _absolute(word: str) -> str:
+    """A word, or the value of `key=VALUE`, that names what is here but not in the job's copy, in full."""
+    head, equals, value = word.rpartition("=")
+    place, here = Path(value).expanduser(), Path.cwd()
+    try:
+        if not value or not place.exists():
+            return word
+    except OSError:  # too long for a path
+        return word
+    full = place.resolve()
+    copied = full.is_relative_to(here) and not set(full.relative_to(here).parts[:1]) & set(EXCLUDED)
+    return word if copied else f"{head}{equals}{full}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the traceback that Ray puts into it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _quoted(word: str) -> str:
