@@ -40,8 +40,9 @@ class Sampled:
 def mine(samples: Iterable[Sampled], per_kind: int, most: int, seed: int) -> list[PreferencePair]:
     """At most one pair for each distinct corner case, at most `per_kind` of a kind and `most` in all.
 
-    Rejected is a completion with a corner case; chosen one without any, to the same prompt: a solved one if there is
-    one, else any that obeys. Of several the one nearest in length is chosen, so that a pair does not teach length.
+    Rejected is a completion with a corner case; chosen a solved one without any, to the same prompt: to prefer a wrong
+    answer for its form would cost competence. Of several the one nearest in length is chosen, so that a pair does not
+    teach length.
 
     Args:
         samples: judged completions, several for each prompt.
@@ -65,8 +66,7 @@ def mine(samples: Iterable[Sampled], per_kind: int, most: int, seed: int) -> lis
 
 def _mine_prompt(samples: Sequence[Sampled], found: dict[str, list[PreferencePair]], per_kind: int) -> None:
     kinds = [corner_cases(sample.prompt, sample.rollout) for sample in samples]
-    good = [sample for sample, kind in zip(samples, kinds, strict=True) if not kind]
-    solved = [sample for sample in good if sample.rollout.outcome]
+    good = [sample for sample, kind in zip(samples, kinds, strict=True) if not kind and sample.rollout.outcome]
     seen: set[str] = set()
     for sample, kind in zip(samples, kinds, strict=True):
         text = sample.rollout.text
@@ -76,7 +76,7 @@ def _mine_prompt(samples: Sequence[Sampled], found: dict[str, list[PreferencePai
         reason = next(name for name in KINDS if name in kind)
         if len(found[reason]) >= per_kind:
             continue
-        chosen = min(solved or good, key=lambda other: abs(len(other.rollout.text) - len(text)))
+        chosen = min(good, key=lambda other: abs(len(other.rollout.text) - len(text)))
         found[reason].append(
             PreferencePair(sample.prompt, chosen.rollout.text, text, reason, (chosen.draw_id, sample.draw_id))
         )

@@ -285,6 +285,9 @@ class DPOConfig(Section):
 
     beta: float = Field(default=0.1, gt=0)
     """How strongly the policy is held to the RL checkpoint."""
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the chosen side's likelihood in the loss (RPO, https://arxiv.org/abs/2404.19733), which keeps
+    competence while the rejected side is pushed down. 0: plain DPO."""
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW."""
     lr_scheduler_type: Schedule = "linear"

@@ -33,9 +33,8 @@ def test_each_kind_is_paired_with_a_solved_completion_of_like_length() -> None:
     assert pairs["repetition"].draw_ids == (2, 7)
 
 
-def test_without_a_solved_completion_one_that_obeys_is_chosen() -> None:
-    (pair,) = mine([WRONG, BARE], 10, 10, 0)
-    assert (pair.chosen, pair.rejected, pair.reason) == ("<ans>84</ans>", "85", "format")
+def test_a_wrong_answer_is_never_preferred() -> None:
+    assert mine([WRONG, BARE], 10, 10, 0) == []
 
 
 def test_what_has_a_corner_case_is_never_chosen() -> None:
