@@ -48,12 +48,12 @@ def test_tiny():
     assert (config.model, config.judge.model, config.dtype, config.threads) == ("tiny:base", "tiny:judge", "float32", 1)
     assert (config.data.demonstrations.path, config.data.prompts.path) == ("tiny:sft", "tiny:rl")
     assert config.data.heldout.path == "tiny:heldout"
-    assert (config.rl.steps, config.rl.prompts_per_step, config.rl.group_size) == (100, 24, 8)
-    assert (config.rl.learning_rate, config.rl.max_staleness) == (1e-4, 1)
+    assert (config.rl.steps, config.rl.prompts_per_step, config.rl.group_size) == (120, 16, 8)
+    assert (config.rl.learning_rate, config.rl.max_staleness) == (4e-4, 1)
     assert config.rl.sampling.sampling() == Sampling(1.0, 1.0, -1, 96, ())
     assert (config.sft.learning_rate, config.sft.num_train_epochs) == (3e-4, 1.0)
     assert config.sft.per_device_train_batch_size * config.sft.gradient_accumulation_steps == 32
-    assert (config.dpo.learning_rate, config.dpo.beta) == (5e-5, 0.1)
+    assert (config.dpo.beta, config.dpo.sft_weight) == (0.1, 1.0)
     assert (config.eval.temperatures, config.eval.pass_k) == ([0.0, 0.3, 0.6, 1.0], [1, 8])
 
 
@@ -98,8 +98,8 @@ def test_a_saved_config_loads_again(write):
 
 
 def test_hash_changes_with_any_setting_only():
-    assert config_hash(load_config("tiny")) == config_hash(load_config("tiny", ["rl.steps=100"]))
-    assert config_hash(load_config("tiny")) != config_hash(load_config("tiny", ["rl.steps=101"]))
+    assert config_hash(load_config("tiny")) == config_hash(load_config("tiny", ["rl.steps=120"]))
+    assert config_hash(load_config("tiny")) != config_hash(load_config("tiny", ["rl.steps=121"]))
     assert len(config_hash(load_config("tiny"))) == 16
 
 
@@ -243,7 +243,10 @@ def test_other_names_stay_as_they_are():
     assert resolve_data("openai/gsm8k/main:train") == "openai/gsm8k/main:train"
     for path, line in [
         ("", "no data: set the 'path' of data.demonstrations, data.prompts or data.heldout"),
-        ("tiny:x", "'tiny:x' is not in the tiny world; expected one of: tiny:sft, tiny:rl, tiny:heldout"),
+        (
+            "tiny:x",
+            "'tiny:x' is not in the tiny world; expected one of: tiny:sft, tiny:rl, tiny:heldout, tiny:judge-template",
+        ),
     ]:
         with pytest.raises(ConfigError) as caught:
             resolve_data(path)
