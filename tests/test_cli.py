@@ -289,7 +289,7 @@ def test_dry_run_prints_settings_and_plan(posttrain: Command, tmp_path: Path) ->
     lines = dict(line.removeprefix("# ").split(": ", 1) for line in plan.splitlines())
     assert list(lines) == ["run directory", "base model", "prune", "sft", "rl", "dpo", "evaluations"]
     assert lines["run directory"] == str(tmp_path / "r")
-    assert lines["rl"].startswith("7 steps of 24 prompts x 8 rollouts from ")
+    assert lines["rl"].startswith("7 steps of 16 prompts x 8 rollouts from ")
     assert "staleness at most 0" in lines["rl"]
     assert list(tmp_path.iterdir()) == []
 
