@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
@@ -21,13 +22,18 @@ def print_transcripts(run: Path, count: int, capability: str | None, unsolved: b
     shards = sorted((run / "rl" / "rollouts").glob("*.parquet"))
     if not shards:
         raise DataError(f"{run}: no rollouts (rl/rollouts/*.parquet); `posttrain rl` writes them at its checkpoints")
-    rows = [
-        row
-        for row in read_shards(shards[-1:])
-        if (capability is None or row["capability"] == capability) and not (unsolved and row["outcome"])
-    ]
+    rows: list[dict[str, Any]] = []
+    for shard in reversed(shards):  # the newest shard may hold few rollouts, or none of this kind
+        wanted = [
+            row
+            for row in read_shards([shard])
+            if (capability is None or row["capability"] == capability) and not (unsolved and row["outcome"])
+        ]
+        rows = wanted + rows
+        if len(rows) >= count:
+            break
     if not rows:
-        raise DataError(f"{shards[-1]}: no rollout is like that")
+        raise DataError(f"{run / 'rl' / 'rollouts'}: no rollout is like that")
     out = console.__class__(highlight=False)
     for row in rows[-count:]:
         out.rule(

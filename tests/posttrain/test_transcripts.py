@@ -1,0 +1,47 @@
+"""What `posttrain rollouts` prints."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from posttrain.transcripts import print_transcripts
+from rollouts.errors import DataError
+from rollouts.recorder import write_shard
+from rollouts.types import Prompt, Rollout, RolloutGroup
+
+
+def group(draw: int, capability: str, outcomes: list[bool]) -> RolloutGroup:
+    rollouts = [
+        Rollout([5], [True], [-1.0], [(0, 1, draw)], "stop", f"text {draw}", float(solved), solved)
+        for solved in outcomes
+    ]
+    return RolloutGroup(draw, Prompt(f"p{draw}", ({"role": "user", "content": "?"},), capability), [1], rollouts)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run whose newest shard has no rollout of math."""
+    shards = tmp_path / "rl/rollouts"
+    write_shard(shards / "attempt-001-step-000001.parquet", [group(1, "math", [False, True])])
+    write_shard(shards / "attempt-001-step-000002.parquet", [group(2, "math", [True, False]), group(3, "code", [True])])
+    write_shard(shards / "attempt-001-step-000003.parquet", [group(4, "code", [True])])
+    return tmp_path
+
+
+def drawn(run: Path, capsys: pytest.CaptureFixture[str], **kind: object) -> list[str]:
+    arguments = {"count": 10, "capability": None, "unsolved": False} | kind
+    print_transcripts(run, **arguments)  # type: ignore[arg-type]
+    return re.findall(r"draw (\S+)", capsys.readouterr().out)
+
+
+def test_older_shards_are_searched_until_there_are_enough(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert drawn(run, capsys) == ["1.0", "1.1", "2.0", "2.1", "3.0", "4.0"]
+    assert drawn(run, capsys, count=2) == ["3.0", "4.0"]
+    assert drawn(run, capsys, count=3, capability="math") == ["1.1", "2.0", "2.1"]
+    assert drawn(run, capsys, unsolved=True) == ["1.0", "2.1"]
+
+
+def test_nothing_of_the_kind_is_an_error(run: Path) -> None:
+    with pytest.raises(DataError, match="no rollout is like that"):
+        print_transcripts(run, 10, "reasoning", False)
