@@ -50,7 +50,7 @@ class Cluster:
     _current: ClassVar[Cluster | None] = None
 
     def __init__(self, config: Config) -> None:
-        """Nothing is started before the context is entered."""
+        """Nothing is started before the first actor is."""
         self.config = config
         self._owned = False
         self._actors: list[Any] = []
@@ -67,12 +67,19 @@ class Cluster:
         return nullcontext(cls._current) if cls._current is not None else cls(config)
 
     def __enter__(self) -> Self:
+        Cluster._current = self
+        return self
+
+    def _connect(self) -> None:
+        """Starts Ray, or attaches to it, before the first actor: a run that has nothing left to do needs none."""
+        if ray.is_initialized():
+            return
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         address = os.environ.get("RAY_ADDRESS")
-        self._owned = not ray.is_initialized()
-        if self._owned and address:
+        self._owned = True
+        if address:
             _attach(address)
-        elif self._owned:
+        else:
             ray.init(
                 address="local",
                 log_to_driver=False,
@@ -80,8 +87,6 @@ class Cluster:
                 include_dashboard=False,
                 object_store_memory=512 * 2**20,
             )
-        Cluster._current = self
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -96,6 +101,7 @@ class Cluster:
 
     def actor(self, kind: type, *arguments: Any, gpus: float = 0, **options: Any) -> Any:
         """Starts an actor of a plain class; it ends with the cluster."""
+        self._connect()
         threads = str(self.config.threads)
         handle = (
             ray.remote(kind)
@@ -119,6 +125,7 @@ class Cluster:
 
     def gpus(self, wanted: float) -> float:
         """GPUs to ask for: as many as wanted where the cluster has any, else none."""
+        self._connect()
         return wanted if ray.cluster_resources().get("GPU") else 0
 
     def generator(self, model: str, settings: EngineSettings, version: int = 0) -> Any:

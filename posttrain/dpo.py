@@ -18,7 +18,7 @@ from posttrain.cluster import Cluster, GeneratorPool, run
 from posttrain.config import Config, resolve_model
 from posttrain.pairs import PreferencePair, Sampled, mine
 from posttrain.progress import bar, say
-from posttrain.rundir import Manifest, RunDir
+from posttrain.rundir import RunDir
 from rollouts.errors import ConfigError, DataError
 from rollouts.generator import Request
 from rollouts.recorder import read_shards, write_rows
@@ -41,10 +41,7 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
         UserError: wrong data or checkpoint, or no pair was found.
         Stopped: by the user; a checkpoint was written.
     """
-    checkpoint = rundir.resume_point("dpo", resume)
-    if checkpoint is None:
-        rundir.refuse_to_overwrite("dpo")
-    parent = Manifest.read(checkpoint).parent if checkpoint else rundir.start_of("dpo", resolve_model(config.model))
+    parent, checkpoint = rundir.begin("dpo", resolve_model(config.model), resume)
     if config.environment is not None:
         raise ConfigError("dpo: pairs of several turns are not supported; unset `environment` for this stage")
     stored = rundir.stage("dpo") / "pairs.parquet"

@@ -23,9 +23,10 @@ def bar(description: str, total: int, unit: str = "it", done: int = 0) -> Iterat
     """A progress bar of `total` units; where there is no terminal, a line when it starts and one when it ends."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
-        yield Bar(progress, description, total, unit, done)
+        shown = Bar(progress, description, total, unit, done)
+        yield shown
     if not console.is_terminal:
-        say(f"{description}: {total} {unit}")
+        say(f"{description}: {shown.done} of {total} {unit}")
 
 
 class Bar:
@@ -39,6 +40,11 @@ class Bar:
     def advance(self, count: int = 1) -> None:
         """Some units are done."""
         self._progress.advance(self._task, count)
+
+    @property
+    def done(self) -> int:
+        """Units done so far."""
+        return int(self._progress.tasks[0].completed)
 
 
 def say(line: str) -> None:

@@ -21,7 +21,7 @@ from posttrain.ledger import Ledger
 from posttrain.metrics import MetricsLog
 from posttrain.progress import bar, say
 from posttrain.rl import Controller, Step
-from posttrain.rundir import Manifest, RunDir, write_json
+from posttrain.rundir import RunDir, write_json
 from posttrain.workers import RayWorkers
 from rollouts.dotted import load_dotted
 from rollouts.renderer import Renderer
@@ -59,10 +59,7 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
         UserError: wrong data, checkpoint or reward; or no prompt gives a signal.
         Stopped: by the user; a checkpoint was written.
     """
-    checkpoint = rundir.resume_point("rl", resume)
-    if checkpoint is None:
-        rundir.refuse_to_overwrite("rl")
-    parent = Manifest.read(checkpoint).parent if checkpoint else rundir.start_of("rl", resolve_model(config.model))
+    parent, checkpoint = rundir.begin("rl", resolve_model(config.model), resume)
     if config.environment is not None:
         load_dotted(config.environment, "environment")
     load_scorer(config.reward)  # so that a wrong name is told before anything is started

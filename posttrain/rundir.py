@@ -150,6 +150,24 @@ class RunDir:
         """The newest complete checkpoint of a stage."""
         return next(reversed(self.checkpoints(stage)), None)
 
+    def begin(self, stage: str, base: str, resume: str | None) -> tuple[str, Path | None]:
+        """What a stage trains: the checkpoint that it starts (or once started) from, and its own to continue from.
+
+        Args:
+            stage: a stage's name.
+            base: the model of a run that has no earlier stage.
+            resume: `auto`, a checkpoint directory of this stage, or None to start anew.
+
+        Raises:
+            CheckpointError: a checkpoint is incomplete, damaged or another stage's.
+            ConfigError: the stage has checkpoints already and is not to be continued.
+        """
+        checkpoint = self.resume_point(stage, resume)
+        if checkpoint is not None:
+            return Manifest.read(checkpoint).parent, checkpoint
+        self.refuse_to_overwrite(stage)
+        return self.start_of(stage, base), None
+
     def start_of(self, stage: str, base: str) -> str:
         """The checkpoint that a stage starts from: the newest of the nearest stage before it, or the base model.
 

@@ -13,7 +13,7 @@ from typing import Any
 from posttrain import data
 from posttrain.config import Config, resolve_model
 from posttrain.progress import say
-from posttrain.rundir import Manifest, RunDir
+from posttrain.rundir import RunDir
 from rollouts.errors import CheckpointError, DataError
 from rollouts.recorder import read_shards
 
@@ -51,10 +51,7 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
         UserError: wrong data or checkpoint.
         Stopped: by the user; a checkpoint was written.
     """
-    checkpoint = rundir.resume_point("sft", resume)
-    if checkpoint is None:
-        rundir.refuse_to_overwrite("sft")
-    parent = Manifest.read(checkpoint).parent if checkpoint else rundir.start_of("sft", resolve_model(config.model))
+    parent, checkpoint = rundir.begin("sft", resolve_model(config.model), resume)
     rows = training_rows(config, rundir)
     rundir.save_config()
 
