@@ -1,8 +1,9 @@
 """The judging model: a checkpoint on vLLM that labels a demonstration easy, medium or hard.
 
-Each label is forced through structured output, and its probability is that of its whole token sequence, end of turn
-included: the first token alone would favour a label whose beginning is a common one. (Greedy under the mask: of the
-ways to spell a label in tokens, the one that the model itself prefers.)
+A label's probability is that of its whole token sequence, end of turn included: the first token alone would favour a
+label whose beginning is a common one. How the model spells a label in tokens is found by structured output, once for
+each call (greedy under the mask: the spelling that the model prefers). The log-probabilities of that answer are those
+under the mask, 0 for an only choice; so each label is then scored as part of a prompt, where nothing is masked.
 """
 
 from __future__ import annotations
@@ -87,23 +88,30 @@ class LLMJudge:
         Raises:
             JudgeError: the engine returned something other than the label that it was forced to.
         """
+        if not demonstrations:
+            return []
+        prompts = [self.prompt(messages) for messages in demonstrations]
+        spellings = await self._spellings(prompts[0])
+        scored = await self._generate(
+            [
+                Request((*prompt, *spelling), Sampling(max_tokens=1), scored=len(spelling))
+                for prompt in prompts
+                for spelling in spellings
+            ]
+        )
+        logprobs = [math.fsum(rollouts[0].logprobs) for rollouts in scored]
+        return [self._verdict(logprobs[index : index + len(LABELS)]) for index in range(0, len(logprobs), len(LABELS))]
+
+    async def _spellings(self, prompt: tuple[int, ...]) -> list[list[int]]:
+        """The tokens of each label, its end of turn included."""
         sampling = Sampling(
             temperature=0.0, max_tokens=max(map(len, LABELS)) + 1
         )  # at most a token a letter, and the end
-        requests = [
-            Request(prompt, sampling, choices=(label,))
-            for prompt in map(self.prompt, demonstrations)
-            for label in LABELS
-        ]
-        answers = await self._generate(requests)
-        verdicts = []
-        for index in range(0, len(answers), len(LABELS)):
-            forced = [rollouts[0] for rollouts in answers[index : index + len(LABELS)]]
-            for label, rollout in zip(LABELS, forced, strict=True):
-                if rollout.text != label:
-                    raise JudgeError(f"judge {self._name}: forced to say {label!r}, said {rollout.text!r}")
-            verdicts.append(self._verdict([math.fsum(rollout.logprobs) for rollout in forced]))
-        return verdicts
+        forced = await self._generate([Request(prompt, sampling, choices=(label,)) for label in LABELS])
+        for label, (rollout,) in zip(LABELS, forced, strict=True):
+            if rollout.text != label:
+                raise JudgeError(f"judge {self._name}: forced to say {label!r}, said {rollout.text!r}")
+        return [rollout.token_ids for (rollout,) in forced]
 
     def _verdict(self, logprobs: Sequence[float]) -> Verdict:
         top = max(logprobs)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from posttrain.losses import ADVANTAGES
+from posttrain.losses import ADVANTAGES, AGGREGATIONS
 from rollouts.types import RolloutGroup
 
 
@@ -22,6 +22,7 @@ class Row:
     loss_mask: list[bool]
     logprobs: list[float]
     advantage: float
+    weight: float  # of each of its loss tokens in the loss
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,27 @@ class TrainBatch:
     """A micro-batch, padded on the right.
 
     `loss_mask[b, t]` says whether token t was sampled by the policy; it is stored, never inferred from padding.
-    `behaviour_logprobs` and `advantages` are zero where it is False.
+    `behaviour_logprobs`, `advantages` and `weights` are zero where it is False.
     """
 
     token_ids: torch.Tensor  # [B, T]
     loss_mask: torch.Tensor  # [B, T]
     behaviour_logprobs: torch.Tensor  # [B, T]
     advantages: torch.Tensor  # [B, T]
+    weights: torch.Tensor  # [B, T]
 
 
-def rows_of(groups: Sequence[RolloutGroup], advantage: str) -> list[Row]:
+def rows_of(groups: Sequence[RolloutGroup], advantage: str, aggregation: str) -> list[Row]:
     """The rollouts of groups as rows, with advantages computed within each group.
 
     Args:
         groups: of one train step.
         advantage: a key of `losses.ADVANTAGES`.
+        aggregation: a key of `losses.AGGREGATIONS`.
     """
     rows = []
+    lengths = [sum(rollout.loss_mask) for group in groups for rollout in group.rollouts]
+    weights = iter(AGGREGATIONS[aggregation](lengths))
     for group in groups:
         rewards_G = torch.tensor([rollout.reward for rollout in group.rollouts], dtype=torch.float64)
         for rollout, value in zip(group.rollouts, ADVANTAGES[advantage](rewards_G).tolist(), strict=True):
@@ -56,6 +61,7 @@ def rows_of(groups: Sequence[RolloutGroup], advantage: str) -> list[Row]:
                     loss_mask=[False] * len(prompt) + rollout.loss_mask,
                     logprobs=[0.0] * len(prompt) + rollout.logprobs,
                     advantage=value,
+                    weight=next(weights),
                 )
             )
     return rows
@@ -79,6 +85,7 @@ def _padded(rows: Sequence[Row], width: int, pad_id: int) -> TrainBatch:
         torch.zeros(shape, dtype=torch.bool),
         torch.zeros(shape),
         torch.zeros(shape),
+        torch.zeros(shape),
     )
     for index, row in enumerate(rows):
         length = len(row.token_ids)
@@ -87,4 +94,5 @@ def _padded(rows: Sequence[Row], width: int, pad_id: int) -> TrainBatch:
         batch.loss_mask[index, :length] = mask
         batch.behaviour_logprobs[index, :length] = torch.tensor(row.logprobs)
         batch.advantages[index, :length] = row.advantage * mask
+        batch.weights[index, :length] = row.weight * mask
     return batch

@@ -65,20 +65,13 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     trainer = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
         ref_model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
-        args=DPOConfig(beta=config.dpo.beta, logging_steps=5, save_steps=10**9, **_loss(config), **arguments),
+        args=DPOConfig(beta=config.dpo.beta, logging_steps=5, save_steps=10**9, **arguments),
         train_dataset=rows.map(_conversation, remove_columns=rows.column_names),
         processing_class=tokenizer,
         callbacks=[callback],
     )
     say(f"dpo: {len(rows)} pairs, {config.dpo.num_train_epochs:g} epochs, from {parent}")
     return train(trainer, callback, checkpoint)
-
-
-def _loss(config: Config) -> dict[str, Any]:
-    """TRL's names of the loss."""
-    if not config.dpo.sft_weight:
-        return {"loss_type": ["sigmoid"]}
-    return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, config.dpo.sft_weight]}
 
 
 def _conversation(row: dict[str, Any]) -> dict[str, Any]:

@@ -41,8 +41,8 @@ def mine(samples: Iterable[Sampled], per_kind: int, most: int, seed: int) -> lis
     """At most one pair for each distinct corner case, at most `per_kind` of a kind and `most` in all.
 
     Rejected is a completion with a corner case; chosen a solved one without any, to the same prompt: to prefer a wrong
-    answer for its form would cost competence. Of several the one nearest in length is chosen, so that a pair does not
-    teach length.
+    answer for its form would cost competence. Of several the likeliest is chosen, by its log-probability at sampling:
+    it asks the least change of a policy that is good already.
 
     Args:
         samples: judged completions, several for each prompt.
@@ -67,16 +67,16 @@ def mine(samples: Iterable[Sampled], per_kind: int, most: int, seed: int) -> lis
 def _mine_prompt(samples: Sequence[Sampled], found: dict[str, list[PreferencePair]], per_kind: int) -> None:
     kinds = [corner_cases(sample.prompt, sample.rollout) for sample in samples]
     good = [sample for sample, kind in zip(samples, kinds, strict=True) if not kind and sample.rollout.outcome]
+    chosen = max(good, key=lambda sample: sum(sample.rollout.logprobs), default=None)
     seen: set[str] = set()
     for sample, kind in zip(samples, kinds, strict=True):
         text = sample.rollout.text
-        if not kind or not good or text in seen:
+        if not kind or chosen is None or text in seen:
             continue
         seen.add(text)
         reason = next(name for name in KINDS if name in kind)
         if len(found[reason]) >= per_kind:
             continue
-        chosen = min(good, key=lambda other: abs(len(other.rollout.text) - len(text)))
         found[reason].append(
             PreferencePair(sample.prompt, chosen.rollout.text, text, reason, (chosen.draw_id, sample.draw_id))
         )

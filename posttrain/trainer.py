@@ -69,13 +69,13 @@ class PolicyTrainer:
             FloatingPointError: the loss or the gradient is not finite; the parameters are left as they were.
         """
         started = time.monotonic()
-        rows = rows_of(groups, self.config.advantage)
+        rows = rows_of(groups, self.config.advantage, self.config.loss_aggregation)
         num_loss_tokens = sum(sum(row.loss_mask) for row in rows)
         num_tokens, padded = sum(len(row.token_ids) for row in rows), 0
         sums = dict.fromkeys(("loss", "entropy", "kl", "clipped"), 0.0)
         max_ratio = 0.0
         for batch in microbatches(rows, self.config.tokens_per_microbatch, self.tokenizer.pad_token_id or 0):
-            result, entropy = self._backward(batch, num_loss_tokens)
+            result, entropy = self._backward(batch)
             padded += batch.token_ids.numel()
             sums["loss"] += result.loss.item()
             sums["kl"] += result.kl.item()
@@ -105,14 +105,15 @@ class PolicyTrainer:
             seconds=seconds,
         )
 
-    def _backward(self, batch: TrainBatch, num_loss_tokens: int) -> tuple[PolicyLoss, float]:
+    def _backward(self, batch: TrainBatch) -> tuple[PolicyLoss, float]:
         token_ids, mask = batch.token_ids.to(self.device), batch.loss_mask[:, 1:].to(self.device)
+        weights_N = batch.weights[:, 1:].to(self.device)[mask]
         logprobs_N, entropy_N = self._logprobs(self.policy, token_ids, mask)
         result = clipped_policy_loss(
             logprobs_N,
             batch.behaviour_logprobs[:, 1:].to(self.device)[mask],
             batch.advantages[:, 1:].to(self.device)[mask],
-            num_loss_tokens,
+            weights_N,
             self.config.clip_low,
             self.config.clip_high,
         )
@@ -120,7 +121,7 @@ class PolicyTrainer:
         if self.reference is not None:
             with torch.no_grad():
                 ref_logprobs_N, _ = self._logprobs(self.reference, token_ids, mask)
-            loss = loss + self.config.kl_coef * kl_penalty(logprobs_N, ref_logprobs_N, num_loss_tokens)
+            loss = loss + self.config.kl_coef * kl_penalty(logprobs_N, ref_logprobs_N, weights_N)
         loss.backward()
         return result, entropy_N.sum().item()
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rollouts.dotted import load_dotted
@@ -58,9 +58,9 @@ class Conversation:
 class Request:
     """`n` completions of one tokenized prompt.
 
-    `choices` forces the completion to be one of these strings, with the log-probabilities that the model itself gives
-    it; `seed` fixes the sampling of this request. `scored`: the last so many tokens of the prompt are the completion,
-    and only their log-probabilities are asked for.
+    `choices` forces the completion to be one of these strings; its log-probabilities are then those under the mask, in
+    every mode of vLLM. `seed` fixes the sampling of this request. `scored`: the last so many tokens of the prompt are
+    the completion, and only their log-probabilities are asked for.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -107,33 +107,12 @@ class Generator:
         Raises:
             EngineError: the engine died.
         """
-        rollouts = await self._ask(request)
-        if request.choices:
-            await asyncio.gather(*(self._unmask(request, rollout) for rollout in rollouts))
-        return rollouts
-
-    async def _ask(self, request: Request) -> list[Rollout]:
         if request.conversation is not None:
             return await self._converse(request, request.conversation)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Rollout]] = loop.create_future()
         self._submit(lambda: self._add(request, loop, future))
         return await future
-
-    async def _unmask(self, request: Request, rollout: Rollout) -> None:
-        """Replaces what vLLM says of a forced completion: in every mode its log-probabilities are those under the mask,
-        0.0 for an only choice. As part of the prompt the same tokens are scored without a mask.
-        """
-        tokens = (*request.prompt_token_ids, *rollout.token_ids)
-        scored = replace(
-            request,
-            prompt_token_ids=tokens,
-            sampling=Sampling(max_tokens=1),
-            n=1,
-            choices=(),
-            scored=len(rollout.token_ids),
-        )
-        rollout.logprobs = (await self._ask(scored))[0].logprobs
 
     async def _converse(self, request: Request, conversation: Conversation) -> list[Rollout]:
         sys.path.extend(entry for entry in conversation.search_path if entry not in sys.path)

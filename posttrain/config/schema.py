@@ -230,6 +230,9 @@ class RLConfig(Section):
     """Weight of the KL divergence to the checkpoint that RL started from; 0 saves its forward passes."""
     advantage: Literal["grpo", "dr_grpo"] = "grpo"
     """`grpo`: rewards less the group's mean, over its standard deviation. `dr_grpo`: not divided."""
+    loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """`token_mean`: every token of a batch weighs alike, so long rollouts weigh more. `sequence_mean`: every rollout
+    weighs alike."""
     sampling: SamplingConfig = SamplingConfig()
     """How rollouts are drawn."""
     selection: Literal["signal", "uniform"] = "signal"
@@ -285,9 +288,6 @@ class DPOConfig(Section):
 
     beta: float = Field(default=0.1, gt=0)
     """How strongly the policy is held to the RL checkpoint."""
-    sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the chosen side's likelihood in the loss (RPO, https://arxiv.org/abs/2404.19733), which keeps
-    competence while the rejected side is pushed down. 0: plain DPO."""
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW."""
     lr_scheduler_type: Schedule = "linear"

@@ -25,8 +25,11 @@ def said(request: Request) -> str:
     return "".join(map(chr, request.prompt_token_ids))
 
 
+SPELLINGS = {"easy": [1, 2], "medium": [3, 4, 5], "hard": [6, 2]}
+
+
 class Engine:
-    """Says what it is forced to, with log-probabilities that favour `easy` by its first token alone."""
+    """Says what it is forced to; log-probabilities favour `easy` by its first token alone."""
 
     def __init__(self, says: str | None = None) -> None:
         self.requests: list[Request] = []
@@ -37,9 +40,13 @@ class Engine:
         return [[self._rollout(request)] for request in requests]
 
     def _rollout(self, request: Request) -> Rollout:
-        (label,) = request.choices
-        tokens = [1] * len(LOGPROBS[label])
-        return Rollout(tokens, [True] * len(tokens), LOGPROBS[label], [], "stop", self.says or label)
+        if request.choices:
+            (label,) = request.choices
+            tokens = SPELLINGS[label]
+            return Rollout(tokens, [True] * len(tokens), [0.0] * len(tokens), [], "stop", self.says or label)
+        tokens = list(request.prompt_token_ids[-request.scored :])
+        (label,) = (name for name, spelling in SPELLINGS.items() if spelling == tokens)
+        return Rollout(tokens, [True] * len(tokens), LOGPROBS[label], [], "stop", "")
 
 
 def conversation(question: str, answer: str) -> list[dict[str, str]]:
@@ -64,13 +71,21 @@ async def test_a_label_has_the_probability_of_its_whole_sequence() -> None:
     assert verdict.judge == "j"
 
 
-async def test_each_demonstration_is_asked_about_once_for_each_label_in_order() -> None:
+async def test_each_demonstration_is_scored_once_with_each_label_in_order() -> None:
     engine = Engine()
     verdicts = await judge(engine).judge([conversation("2+2", "4"), conversation("{response}", "ü")])
     assert len(verdicts) == 2
-    assert [said(request) for request in engine.requests] == ["2+2|4"] * 3 + ["ü|ü"] * 3
-    assert [request.choices for request in engine.requests] == [("easy",), ("medium",), ("hard",)] * 2
-    assert {request.sampling.temperature for request in engine.requests} == {0.0}
+    forced, scored = engine.requests[:3], engine.requests[3:]
+    assert [(said(request), request.choices) for request in forced] == [("2+2|4", (label,)) for label in LOGPROBS]
+    assert {request.sampling.temperature for request in forced} == {0.0}
+    assert [request.prompt_token_ids for request in scored] == [
+        (*map(ord, text), *spelling) for text in ("2+2|4", "ü|ü") for spelling in SPELLINGS.values()
+    ]
+    assert [request.scored for request in scored] == [2, 3, 2] * 2
+
+
+async def test_nothing_to_judge() -> None:
+    assert await judge(Engine()).judge([]) == []
 
 
 async def test_an_engine_that_says_something_else_is_an_error_and_no_verdict() -> None:

@@ -49,11 +49,11 @@ def test_tiny():
     assert (config.data.demonstrations.path, config.data.prompts.path) == ("tiny:sft", "tiny:rl")
     assert config.data.heldout.path == "tiny:heldout"
     assert (config.rl.steps, config.rl.prompts_per_step, config.rl.group_size) == (120, 16, 8)
-    assert (config.rl.learning_rate, config.rl.max_staleness) == (4e-4, 1)
+    assert (config.rl.learning_rate, config.rl.max_staleness) == (4e-4, 2)
     assert config.rl.sampling.sampling() == Sampling(1.0, 1.0, -1, 96, ())
     assert (config.sft.learning_rate, config.sft.num_train_epochs) == (3e-4, 1.0)
     assert config.sft.per_device_train_batch_size * config.sft.gradient_accumulation_steps == 32
-    assert (config.dpo.beta, config.dpo.sft_weight) == (0.1, 1.0)
+    assert (config.dpo.beta, config.dpo.learning_rate) == (0.1, 2e-4)
     assert (config.eval.temperatures, config.eval.pass_k) == ([0.0, 0.3, 0.6, 1.0], [1, 8])
 
 

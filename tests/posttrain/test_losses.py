@@ -6,7 +6,16 @@ import random
 import pytest
 import torch
 
-from posttrain.losses import ADVANTAGES, clipped_policy_loss, dr_grpo_advantages, grpo_advantages, kl_penalty
+from posttrain.losses import (
+    ADVANTAGES,
+    AGGREGATIONS,
+    clipped_policy_loss,
+    dr_grpo_advantages,
+    grpo_advantages,
+    kl_penalty,
+    sequence_mean,
+    token_mean,
+)
 
 LOW, HIGH = 0.2, 0.28
 
@@ -42,9 +51,14 @@ def reference(
     return loss, gradient, clipped, kl, largest
 
 
+def alike(tokens: int, count: int) -> torch.Tensor:
+    """The weights of a token mean over `count` tokens."""
+    return torch.full((tokens,), 1 / count, dtype=torch.float64)
+
+
 def loss_of(logprobs: torch.Tensor, behaviour: list[float], advantages: list[float], count: int) -> torch.Tensor:
     old, weights = torch.tensor(behaviour, dtype=torch.float64), torch.tensor(advantages, dtype=torch.float64)
-    return clipped_policy_loss(logprobs, old, weights, count, LOW, HIGH).loss
+    return clipped_policy_loss(logprobs, old, weights, alike(len(behaviour), count), LOW, HIGH).loss
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -53,7 +67,7 @@ def test_clipped_loss_against_a_loop(seed: int) -> None:
     loss, gradient, clipped, kl, largest = reference(logprobs, behaviour, advantages, 700)
     logprobs_N = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
     old, weights = torch.tensor(behaviour, dtype=torch.float64), torch.tensor(advantages, dtype=torch.float64)
-    result = clipped_policy_loss(logprobs_N, old, weights, 700, LOW, HIGH)
+    result = clipped_policy_loss(logprobs_N, old, weights, alike(500, 700), LOW, HIGH)
     result.loss.backward()
     assert result.loss.item() == pytest.approx(loss, rel=1e-12)
     assert logprobs_N.grad is not None
@@ -107,9 +121,30 @@ def test_microbatches_add_up_to_the_whole_batch() -> None:
     assert parts.grad.tolist() == pytest.approx(whole.grad.tolist(), rel=1e-12)
 
 
+def test_each_token_is_weighed() -> None:
+    logprobs, behaviour, advantages = numbers(6, 40)
+    rng = random.Random(6)
+    weights = [rng.random() for _ in range(40)]
+    total = sum(
+        weight * reference([new], [old], [advantage], 1)[0]
+        for new, old, advantage, weight in zip(logprobs, behaviour, advantages, weights, strict=True)
+    )
+    columns = (torch.tensor(values, dtype=torch.float64) for values in (logprobs, behaviour, advantages, weights))
+    assert clipped_policy_loss(*columns, LOW, HIGH).loss.item() == pytest.approx(total, rel=1e-12)
+
+
+def test_aggregations() -> None:
+    assert token_mean([3, 1]) == [0.25, 0.25]
+    assert sequence_mean([4, 1]) == [0.125, 0.5]
+    assert sequence_mean([0, 2]) == [0.5, 0.25]  # a rollout without a sampled token has nothing to weigh
+    for aggregate in AGGREGATIONS.values():
+        lengths = [5, 2, 9]
+        assert sum(w * n for w, n in zip(aggregate(lengths), lengths, strict=True)) == pytest.approx(1.0)
+
+
 def test_metrics_carry_no_gradient() -> None:
     logprobs_N = torch.tensor([-1.0, -0.5], requires_grad=True)
-    result = clipped_policy_loss(logprobs_N, torch.tensor([-1.1, -2.0]), torch.ones(2), 2, LOW, HIGH)
+    result = clipped_policy_loss(logprobs_N, torch.tensor([-1.1, -2.0]), torch.ones(2), torch.ones(2), LOW, HIGH)
     assert result.loss.requires_grad
     assert not any(value.requires_grad for value in (result.clipped, result.kl, result.max_ratio))
 
@@ -157,7 +192,7 @@ def test_grpo_ignores_the_scale_of_rewards_and_dr_grpo_keeps_it() -> None:
 def test_kl_penalty_against_a_loop() -> None:
     logprobs, ref, _ = numbers(5, 200)
     logprobs_N = torch.tensor(logprobs, dtype=torch.float64, requires_grad=True)
-    penalty = kl_penalty(logprobs_N, torch.tensor(ref, dtype=torch.float64), 250)
+    penalty = kl_penalty(logprobs_N, torch.tensor(ref, dtype=torch.float64), alike(200, 250))
     penalty.backward()
     total, gradient = 0.0, []
     for new, old in zip(logprobs, ref, strict=True):
@@ -167,4 +202,4 @@ def test_kl_penalty_against_a_loop() -> None:
     assert logprobs_N.grad is not None
     assert logprobs_N.grad.tolist() == pytest.approx(gradient, rel=1e-10)
     same = torch.tensor(ref, dtype=torch.float64)
-    assert kl_penalty(same, same, 250).item() == 0.0
+    assert kl_penalty(same, same, alike(200, 250)).item() == 0.0

@@ -10,27 +10,31 @@ def prompt(name: str) -> Prompt:
     return Prompt(name, ({"role": "user", "content": name},), answer="85", answer_format=ASKED)
 
 
-def sampled(text: str, solved: bool = False, name: str = "p", draw: int = FRESH, finish: str = "stop") -> Sampled:
-    return Sampled(prompt(name), Rollout([], [], [], [], finish, text, outcome=solved), draw)
+def sampled(
+    text: str, solved: bool = False, name: str = "p", draw: int = FRESH, finish: str = "stop", logprob: float = -1.0
+) -> Sampled:
+    return Sampled(prompt(name), Rollout([5], [True], [logprob], [], finish, text, outcome=solved), draw)
 
 
-SOLVED = sampled("<ans>85</ans>", True, draw=1)
-WORKED = sampled("40+30=70+15=85\n<ans>85</ans>", True, draw=2)
+SOLVED = sampled("<ans>85</ans>", True, draw=1, logprob=-2.0)
+WORKED = sampled("40+30=70+15=85\n<ans>85</ans>", True, draw=2, logprob=-1.5)
 WRONG = sampled("<ans>84</ans>", draw=3)
-BARE = sampled("85", draw=4)
+BARE = sampled("85", draw=4, logprob=-0.1)
 EMPTY = sampled("", draw=5)
 RUN_ON = sampled("<ans>85</ans>\nand 3+4?\n<ans>7</ans>", draw=6)
 REPEATED = sampled("no no no no no no no no\n<ans>85</ans>", draw=7)
 
 
-def test_each_kind_is_paired_with_a_solved_completion_of_like_length() -> None:
+def test_each_kind_is_paired_with_the_likeliest_solved_completion() -> None:
     pairs = {pair.reason: pair for pair in mine([SOLVED, WORKED, WRONG, BARE, EMPTY, RUN_ON, REPEATED], 10, 10, 0)}
-    assert set(pairs) == {"format", "run_on", "empty", "repetition"}
-    assert (pairs["format"].chosen, pairs["format"].rejected) == ("<ans>85</ans>", "85")
-    assert pairs["format"].draw_ids == (1, 4)
-    assert (pairs["empty"].chosen, pairs["empty"].rejected) == ("<ans>85</ans>", "")
-    assert pairs["run_on"].chosen == WORKED.rollout.text  # nearer in length
-    assert pairs["repetition"].draw_ids == (2, 7)
+    assert {pair.chosen for pair in pairs.values()} == {WORKED.rollout.text}
+    assert {kind: pair.rejected for kind, pair in pairs.items()} == {
+        "format": "85",
+        "run_on": RUN_ON.rollout.text,
+        "empty": "",
+        "repetition": REPEATED.rollout.text,
+    }
+    assert {pair.draw_ids for pair in pairs.values()} == {(2, 4), (2, 5), (2, 6), (2, 7)}
 
 
 def test_a_wrong_answer_is_never_preferred() -> None:
