@@ -22,6 +22,7 @@ from posttrain.metrics import MetricsLog
 from posttrain.progress import bar, say
 from posttrain.rl import Controller, Step
 from posttrain.rundir import RunDir, write_json
+from posttrain.trainer import check_model
 from posttrain.workers import RayWorkers
 from rollouts.dotted import load_dotted
 from rollouts.renderer import Renderer
@@ -63,6 +64,7 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     if config.environment is not None:
         load_dotted(config.environment, "environment")
     load_scorer(config.reward)  # so that a wrong name is told before anything is started
+    check_model(parent, config.rl)
     renderer = Renderer(parent)
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
     heldout = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say) if config.rl.eval_every else []

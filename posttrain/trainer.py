@@ -11,13 +11,23 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from posttrain.batch import TrainBatch, microbatches, rows_of
 from posttrain.config import RLConfig
 from posttrain.losses import PolicyLoss, clipped_policy_loss, kl_penalty
 from posttrain.step_metrics import StepMetrics
+from rollouts.errors import ConfigError
 from rollouts.types import RolloutGroup
+
+
+def check_model(model: str, config: RLConfig) -> None:
+    """Raises ConfigError if the settings do not suit the model, a Hugging Face model directory."""
+    text = AutoConfig.from_pretrained(model).get_text_config()
+    narrow = set(getattr(text, "layer_types", None) or []) - {"full_attention"}
+    if config.share_prompts and (narrow or getattr(text, "sliding_window", None)):
+        kinds = ", ".join(sorted(narrow)) or "sliding_window"
+        raise ConfigError(f"rl.share_prompts: {model} has layers of {kinds}, which it does not suit; set it to false")
 
 
 class PolicyTrainer:
@@ -69,13 +79,14 @@ class PolicyTrainer:
             FloatingPointError: the loss or the gradient is not finite; the parameters are left as they were.
         """
         started = time.monotonic()
-        rows = rows_of(groups, self.config.advantage, self.config.loss_aggregation)
+        shared = self.config.tokens_per_microbatch if self.config.share_prompts else None
+        rows = rows_of(groups, self.config.advantage, self.config.loss_aggregation, shared)
         num_loss_tokens = sum(sum(row.loss_mask) for row in rows)
         num_tokens, padded = sum(len(row.token_ids) for row in rows), 0
         sums = dict.fromkeys(("loss", "entropy", "kl", "clipped"), 0.0)
         max_ratio = 0.0
         for batch in microbatches(rows, self.config.tokens_per_microbatch, self.tokenizer.pad_token_id or 0):
-            result, entropy = self._backward(batch)
+            result, entropy = self._backward(batch.to(self.device))
             padded += batch.token_ids.numel()
             sums["loss"] += result.loss.item()
             sums["kl"] += result.kl.item()
@@ -106,13 +117,13 @@ class PolicyTrainer:
         )
 
     def _backward(self, batch: TrainBatch) -> tuple[PolicyLoss, float]:
-        token_ids, mask = batch.token_ids.to(self.device), batch.loss_mask[:, 1:].to(self.device)
-        weights_N = batch.weights[:, 1:].to(self.device)[mask]
-        logprobs_N, entropy_N = self._logprobs(self.policy, token_ids, mask)
+        mask = batch.loss_mask
+        weights_N = batch.weights[mask]
+        logprobs_N, entropy_N = self._logprobs(self.policy, batch)
         result = clipped_policy_loss(
             logprobs_N,
-            batch.behaviour_logprobs[:, 1:].to(self.device)[mask],
-            batch.advantages[:, 1:].to(self.device)[mask],
+            batch.behaviour_logprobs[mask],
+            batch.advantages[mask],
             weights_N,
             self.config.clip_low,
             self.config.clip_high,
@@ -120,23 +131,29 @@ class PolicyTrainer:
         loss = result.loss
         if self.reference is not None:
             with torch.no_grad():
-                ref_logprobs_N, _ = self._logprobs(self.reference, token_ids, mask)
+                ref_logprobs_N, _ = self._logprobs(self.reference, batch)
             loss = loss + self.config.kl_coef * kl_penalty(logprobs_N, ref_logprobs_N, weights_N)
         loss.backward()
         return result, entropy_N.sum().item()
 
-    def _logprobs(self, model: Any, token_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability and entropy of the tokens under the mask [B, T-1], at the sampling temperature: [N] each.
+    def _logprobs(self, model: Any, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability and entropy of the loss tokens, at the sampling temperature: [N] each.
 
-        Only the positions before a sampled token go through the output head; padding on the right needs no attention
-        mask in a causal model.
+        Only the positions before a sampled token go through the output head.
         """
-        hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state[:, :-1][mask]
-        logits = model.get_output_embeddings()(hidden).float() / self.config.sampling.temperature
+        hidden = model.base_model(
+            input_ids=batch.token_ids,
+            position_ids=batch.positions,
+            attention_mask=batch.attention_mask(),
+            use_cache=False,
+        ).last_hidden_state
+        row_N, token_N = batch.loss_mask.nonzero(as_tuple=True)
+        before_N = hidden[row_N, batch.previous[row_N, token_N]]
+        logits = model.get_output_embeddings()(before_N).float() / self.config.sampling.temperature
         logprobs = torch.log_softmax(logits, dim=-1)
         with torch.no_grad():
             entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(1, token_ids[:, 1:][mask][:, None]).squeeze(1), entropy
+        return logprobs.gather(1, batch.token_ids[row_N, token_N, None]).squeeze(1), entropy
 
     # ------------------------------------------------------------------------------------------ weights and state
 

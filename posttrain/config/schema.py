@@ -226,6 +226,9 @@ class RLConfig(Section):
     """The policy ratio is clipped above 1 + clip_high."""
     tokens_per_microbatch: int = Field(default=16384, ge=1)
     """Most tokens, padding included, in one forward pass; a longer row goes alone."""
+    share_prompts: bool = False
+    """Completions of one prompt share a row, in which the prompt is computed once. Faster where prompts are long beside
+    completions, slower where they are short; for models whose layers all attend to the whole sequence."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to the checkpoint that RL started from; 0 saves its forward passes."""
     advantage: Literal["grpo", "dr_grpo"] = "grpo"

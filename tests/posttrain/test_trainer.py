@@ -1,0 +1,73 @@
+"""One optimizer step of the policy, on the tiny base model."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from posttrain.config import RLConfig, load_config, resolve_model
+from posttrain.step_metrics import StepMetrics
+from posttrain.trainer import PolicyTrainer, check_model
+from rollouts.errors import ConfigError
+from rollouts.types import Prompt, Rollout, RolloutGroup
+
+BASE = resolve_model("tiny:base")
+
+
+def groups() -> list[RolloutGroup]:
+    """Three groups of four completions of 0 to 20 tokens; one in six tokens is not the policy's own."""
+    rng = random.Random(0)
+
+    def rollout() -> Rollout:
+        length = rng.randrange(21)
+        tokens, mask = [rng.randrange(512) for _ in range(length)], [rng.random() < 0.83 for _ in range(length)]
+        return Rollout(tokens, mask, [-3.0 * own for own in mask], [], "stop", "", reward=rng.random())
+
+    return [
+        RolloutGroup(
+            index, Prompt("p", ()), [rng.randrange(512) for _ in range(9 + index)], [rollout() for _ in "1234"]
+        )
+        for index in range(3)
+    ]
+
+
+def stepped(**settings: object) -> tuple[StepMetrics, list[torch.Tensor]]:
+    config = RLConfig.model_validate({"learning_rate": 1e-3, "tokens_per_microbatch": 10_000, **settings})
+    trainer = PolicyTrainer(BASE, BASE, config, seed=0, threads=1)
+    metrics = trainer.train_step(*groups())
+    return metrics, [parameter.detach().clone() for parameter in trainer.policy.parameters()]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tokens_per_microbatch": 60},
+        {"share_prompts": True},
+        {"share_prompts": True, "tokens_per_microbatch": 60},
+        {"share_prompts": True, "tokens_per_microbatch": 1},
+    ],
+)
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_how_tokens_are_laid_out_does_not_change_the_step(settings: dict[str, object], kl_coef: float) -> None:
+    expected, parameters = stepped(kl_coef=kl_coef)
+    metrics, others = stepped(kl_coef=kl_coef, **settings)
+    for name in ("loss", "grad_norm", "entropy", "kl", "clip_share", "max_ratio", "tokens"):
+        assert getattr(metrics, name) == pytest.approx(getattr(expected, name), rel=1e-4), name
+    # Adam's first step is the learning rate times the sign of the gradient, so compare where it is not mere noise.
+    for parameter, other in zip(parameters, others, strict=True):
+        assert (parameter - other).abs().mean() < 1e-6
+
+
+def test_a_step_moves_the_policy() -> None:
+    _, parameters = stepped()
+    _, untouched = stepped(learning_rate=1e-30)
+    assert all((a != b).any() for a, b in zip(parameters, untouched, strict=True))
+
+
+def test_prompts_are_shared_only_where_all_layers_attend_to_all(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mistral", "sliding_window": 512}')
+    check_model(str(tmp_path), RLConfig())
+    with pytest.raises(ConfigError, match=r"rl\.share_prompts"):
+        check_model(str(tmp_path), RLConfig(share_prompts=True))
+    check_model(BASE, load_config("tiny").rl)
