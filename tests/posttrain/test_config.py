@@ -48,9 +48,9 @@ def test_tiny():
     assert (config.model, config.judge.model, config.dtype, config.threads) == ("tiny:base", "tiny:judge", "float32", 1)
     assert (config.data.demonstrations.path, config.data.prompts.path) == ("tiny:sft", "tiny:rl")
     assert config.data.heldout.path == "tiny:heldout"
-    assert (config.rl.steps, config.rl.prompts_per_step, config.rl.group_size) == (120, 16, 8)
+    assert (config.rl.steps, config.rl.prompts_per_step, config.rl.group_size) == (200, 16, 8)
     assert (config.rl.learning_rate, config.rl.max_staleness) == (4e-4, 2)
-    assert config.rl.sampling.sampling() == Sampling(1.0, 1.0, -1, 96, ())
+    assert config.rl.sampling.sampling() == Sampling(1.1, 1.0, -1, 96, ())
     assert (config.sft.learning_rate, config.sft.num_train_epochs) == (3e-4, 1.0)
     assert config.sft.per_device_train_batch_size * config.sft.gradient_accumulation_steps == 32
     assert (config.dpo.beta, config.dpo.learning_rate) == (0.1, 2e-4)
