@@ -7,10 +7,12 @@ case (the asked format not obeyed, run-on, empty, repetition) and whose chosen s
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from curricula.wordings import drop_words
 from judges.corner_cases import KINDS
 from judges.scorer import load_scorer
 from posttrain import data
@@ -26,7 +28,11 @@ from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, Sampling
 
 NEWEST_SHARDS = 2
-"""Of the RL run's shards only the newest are mined: older policies made mistakes that are gone."""
+"""Shards in which the last rollouts are looked for."""
+
+RECENT_VERSIONS = 10
+"""Of the RL run's rollouts only those of so many last policy versions are mined: older policies made mistakes that are
+gone, and to push the policy off what it does not do costs competence."""
 
 
 def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
@@ -84,18 +90,21 @@ def _conversation(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
-    """Pairs from the newest rollouts of the RL run and from fresh samples of its checkpoint."""
+    """Pairs from fresh samples of the RL checkpoint; where they are few, also from the last rollouts of the RL run."""
     renderer = Renderer(model)
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
-    samples = _recorded(rundir, {prompt.prompt_id: prompt for prompt in prompts})
+    fresh: list[Sampled] = []
     if config.dpo.fresh_prompts:
         with Cluster.of(config) as cluster:
-            samples += run(_fresh(config, renderer, cluster.pool(model), prompts))
-    pairs = mine(samples, config.dpo.pairs_per_kind, config.dpo.max_pairs, config.seed)
+            fresh = run(_fresh(config, renderer, cluster.pool(model), prompts))
+    recorded = _recorded(rundir, {prompt.prompt_id: prompt for prompt in prompts})
+    pairs: list[PreferencePair] = []
+    for samples in (fresh, recorded):
+        pairs += mine(samples, config.dpo.pairs_per_kind, config.dpo.max_pairs - len(pairs), config.seed)
     if not pairs:
         raise DataError(
-            f"{rundir.path}: no corner case among {len(samples)} completions, so there is nothing to repair; skip this "
-            "stage, or raise dpo.fresh_prompts"
+            f"{rundir.path}: no corner case among {len(fresh) + len(recorded)} completions, so there is nothing to "
+            "repair; skip this stage, or raise dpo.fresh_prompts"
         )
     kinds = Counter(pair.reason for pair in pairs)
     say(f"dpo: {len(pairs)} pairs (" + ", ".join(f"{kind} {kinds[kind]}" for kind in KINDS if kinds[kind]) + ")")
@@ -103,7 +112,10 @@ def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
 
 
 def _recorded(rundir: RunDir, prompts: dict[str, Prompt]) -> list[Sampled]:
-    shards = sorted((rundir.path / "rl" / "rollouts").glob("*.parquet"))[-NEWEST_SHARDS:]
+    """The rollouts of the last versions of the policy, with what mining needs of them."""
+    shards = sorted((rundir.path / "rl" / "rollouts").glob("*.parquet"))
+    rows = [row for row in read_shards(shards[-NEWEST_SHARDS:]) if row["prompt_id"] in prompts]
+    newest = max((row["last_version"] for row in rows), default=0)
     return [
         Sampled(
             prompts[row["prompt_id"]],
@@ -113,14 +125,15 @@ def _recorded(rundir: RunDir, prompts: dict[str, Prompt]) -> list[Sampled]:
             ),
             row["draw_id"],
         )
-        for row in read_shards(shards)
-        if row["prompt_id"] in prompts
+        for row in rows
+        if row["first_version"] > newest - RECENT_VERSIONS
     ]  # fmt: skip
 
 
 async def _fresh(config: Config, renderer: Renderer, pool: GeneratorPool, prompts: list[Prompt]) -> list[Sampled]:
-    """Judged samples of the first `dpo.fresh_prompts` prompts."""
-    chosen = prompts[: config.dpo.fresh_prompts]
+    """Judged samples of the first `dpo.fresh_prompts` prompts, with words left out of their instructions."""
+    rng = random.Random(config.seed)
+    chosen = [drop_words(prompt, config.dpo.drop_words, rng) for prompt in prompts[: config.dpo.fresh_prompts]]
     sampling = Sampling(
         temperature=config.dpo.temperature,
         max_tokens=config.rl.sampling.max_tokens,

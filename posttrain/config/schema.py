@@ -317,6 +317,10 @@ class DPOConfig(Section):
     """Fresh completions of each fresh prompt."""
     fresh_prompts: int = Field(default=256, ge=0)
     """RL prompts that are sampled again, with the RL checkpoint; 0: only the run's own rollouts are mined."""
+    drop_words: int = Field(default=0, ge=0)
+    """Most words left out, at random, of the system instruction of each fresh prompt; never those of the asked format.
+    A policy breaks the format more often under wordings that it does not know, and what it learns there holds for other
+    wordings too. 0: instructions stay as they are."""
     temperature: float = Field(default=1.0, gt=0)
     """Of the fresh samples."""
 

@@ -53,7 +53,7 @@ def test_tiny():
     assert config.rl.sampling.sampling() == Sampling(1.1, 1.0, -1, 96, ())
     assert (config.sft.learning_rate, config.sft.num_train_epochs) == (3e-4, 1.0)
     assert config.sft.per_device_train_batch_size * config.sft.gradient_accumulation_steps == 32
-    assert (config.dpo.beta, config.dpo.learning_rate) == (0.1, 2e-4)
+    assert (config.dpo.beta, config.dpo.learning_rate) == (0.1, 1.5e-4)
     assert (config.eval.temperatures, config.eval.pass_k) == ([0.0, 0.3, 0.6, 1.0], [1, 8])
 
 
@@ -80,7 +80,7 @@ def test_overrides_are_yaml_and_the_last_one_wins():
     ]
     config = load_config("tiny", overrides)
     assert (config.rl.learning_rate, config.rl.steps, config.generators.kv_cache_gib) == (2e-5, 4, None)
-    assert config.rl.quotas == {"math": 2.0, "code": 1.5}
+    assert config.rl.quotas == {"math": 2.0, "reasoning": 6.0, "code": 1.5}
     assert config.rl.sampling.sampling().stop == ("\\n\\n", "x")
     assert (config.metrics.wandb_project, config.prune.enabled) == ("mine", False)
 
@@ -98,8 +98,8 @@ def test_a_saved_config_loads_again(write):
 
 
 def test_hash_changes_with_any_setting_only():
-    assert config_hash(load_config("tiny")) == config_hash(load_config("tiny", ["rl.steps=120"]))
-    assert config_hash(load_config("tiny")) != config_hash(load_config("tiny", ["rl.steps=121"]))
+    assert config_hash(load_config("tiny")) == config_hash(load_config("tiny", ["rl.steps=200"]))
+    assert config_hash(load_config("tiny")) != config_hash(load_config("tiny", ["rl.steps=201"]))
     assert len(config_hash(load_config("tiny"))) == 16
 
 
