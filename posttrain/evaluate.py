@@ -58,12 +58,26 @@ class Report:
     corner_cases: dict[str, float]
     corner_case_counts: dict[str, int]
     mean_tokens: float
+    by_prompt: dict[str, tuple[float, float]]  # prompt id -> share of its samples that solve, that show a corner case
 
     def as_json(self) -> dict[str, Any]:
         """For `summary.json` and `posttrain eval`; `pass@1` and `pass@k` under the names that people use."""
         values = asdict(self)
         passes = {f"pass@{k}": value for k, value in values.pop("pass_at_k").items()}
         return {"pass@1": values.pop("pass_at_1"), **passes, **values}
+
+
+def change(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What changed from one report to another (both as JSON), with its 95 % interval, in pairs of the same prompt.
+
+    Pairs are told apart where two intervals of their own overlap: most of their width is how much prompts differ.
+    """
+    pairs = [(was, after["by_prompt"][name]) for name, was in before["by_prompt"].items() if name in after["by_prompt"]]
+    changes = {}
+    for index, what in enumerate(("pass@1", "corner_cases")):
+        mean, interval = mean_and_interval([now[index] - was[index] for was, now in pairs])
+        changes[what] = {"mean": mean, "ci95": interval}
+    return changes
 
 
 async def evaluate(
@@ -141,11 +155,13 @@ def _report(
     mean, interval = mean_and_interval(rates)
     solved = [sum(rollout.outcome for rollout in rollouts) for rollouts in completions]
     counts: Counter[str] = Counter()
-    for prompt, rollouts in zip(prompts, completions, strict=True):
-        for rollout in rollouts:
-            kinds = corner_cases(prompt, rollout)
+    by_prompt = {}
+    for prompt, rollouts, rate in zip(prompts, completions, rates, strict=True):
+        cases = [corner_cases(prompt, rollout) for rollout in rollouts]
+        for kinds in cases:
             counts.update(kinds)
             counts["any"] += bool(kinds)
+        by_prompt[prompt.prompt_id] = (rate, sum(map(bool, cases)) / samples)
     total = samples * len(prompts)
 
     def split(key: Callable[[Prompt], object]) -> dict[str, float]:
@@ -170,4 +186,5 @@ def _report(
         corner_cases={kind: counts[kind] / total for kind in (*KINDS, "any")},
         corner_case_counts={kind: counts[kind] for kind in (*KINDS, "any")},
         mean_tokens=sum(len(rollout.token_ids) for rollouts in completions for rollout in rollouts) / total,
+        by_prompt=by_prompt,
     )

@@ -6,6 +6,7 @@ stage that was stopped is resumed from its newest checkpoint.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -20,7 +21,7 @@ from posttrain import data
 from posttrain.cluster import Cluster, run
 from posttrain.config import Config, resolve_model
 from posttrain.dpo import train_dpo
-from posttrain.evaluate import Report, evaluate
+from posttrain.evaluate import Report, change, evaluate
 from posttrain.progress import bar, console, say
 from posttrain.prune import prune
 from posttrain.rl_stage import train_rl
@@ -59,10 +60,20 @@ def run_all(config: Config, rundir: RunDir) -> Path:
         seconds = round(before + time.monotonic() - started, 1)
         write_json(clock, seconds)
     summary = rundir.path / "summary.json"
+    _compare(reports)
     write_json(summary, {"seconds": seconds, "stages": reports, **_numbers(rundir)})
     _print_summary(reports, seconds)
     say(f"{summary} holds every number; {rundir.path / 'export'} the model")
     return summary
+
+
+def _compare(reports: dict[str, dict[str, Any]]) -> None:
+    """Puts what each stage changed into its report, and takes out the prompts one by one."""
+    names = list(reports)
+    for before, after in itertools.pairwise(names):
+        reports[after][f"change_from_{before}"] = change(reports[before], reports[after])
+    for report in reports.values():
+        del report["by_prompt"]
 
 
 def _check(config: Config) -> None:
@@ -181,3 +192,9 @@ def _print_summary(reports: dict[str, dict[str, Any]], seconds: float) -> None:
         first, *rest = (f"{value:.3f}" for value in values)
         table.add_row(name, first, f"{low:.3f}-{high:.3f}", *rest, f"{report['corner_cases']['any']:.2%}")
     console.print(table)
+    for before, after in itertools.pairwise(reports):
+        parts = []
+        for what, found in reports[after][f"change_from_{before}"].items():
+            low, high = found["ci95"]
+            parts.append(f"{what.replace('_', ' ')} {found['mean']:+.3f} ({low:+.3f} to {high:+.3f})")
+        say(f"{before} -> {after}: " + "  ".join(parts))

@@ -43,6 +43,11 @@ def test_summary_has_every_number(run: Run) -> None:
         assert max(kinds.values()) == kinds["any"] <= sum(kinds.values()) - kinds["any"]
         assert round(kinds["any"] * 60) == report["corner_case_counts"]["any"]
         assert 1 < report["mean_tokens"] <= 64
+    for before, after in zip(["base", *STAGES], STAGES, strict=False):
+        found = summary["stages"][after][f"change_from_{before}"]["pass@1"]
+        difference = summary["stages"][after]["pass@1"] - summary["stages"][before]["pass@1"]
+        assert found["mean"] == pytest.approx(difference)
+        assert found["ci95"][0] <= found["mean"] <= found["ci95"][1]
     assert summary["stages"]["base"]["pass@1"] > 0.05  # the committed base solves some
     sft = summary["sft"]
     assert sft["rows_in"] == 200
