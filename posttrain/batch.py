@@ -6,7 +6,7 @@ Dimensions: B = rows of a micro-batch, T = tokens of its longest row, N = loss t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class Row:
     behaviour_logprobs: list[float]
     advantages: list[float]
     weights: list[float]
-    prompt_length: int = field(default=0)
+    prompt_length: int
 
     @classmethod
     def of_prompt(cls, token_ids: Sequence[int]) -> Row:
