@@ -6,13 +6,15 @@ Dimensions: B = rows of a micro-batch, T = tokens of its longest row, N = loss t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from posttrain.losses import ADVANTAGES, AGGREGATIONS
+from posttrain.config import RLConfig
+from posttrain.losses.advantages import ADVANTAGES, overlong_penalty
+from posttrain.losses.aggregation import AGGREGATIONS
 from rollouts.types import Rollout, RolloutGroup
 
 
@@ -75,6 +77,12 @@ class TrainBatch:
         """The same batch on a device."""
         return TrainBatch(*(getattr(self, column.name).to(device) for column in fields(self)))
 
+    def rollouts(self) -> torch.Tensor:
+        """Which rollout of the micro-batch each of its N loss tokens is of, from 0: [N]."""
+        row_N, token_N = self.loss_mask.nonzero(as_tuple=True)
+        keys_N = row_N * (self.segments.max() + 1) + self.segments[row_N, token_N]
+        return keys_N.unique(return_inverse=True)[1]
+
     def attention_mask(self) -> torch.Tensor | None:
         """Who sees whom, [B, 1, T, T]: the prompt and one's own completion, up to oneself. None: plainly causal."""
         if self.segments.max() <= 1:  # padding on the right needs no mask in a causal model
@@ -83,30 +91,49 @@ class TrainBatch:
         return ((keys == 0) | (keys == queries)).tril()
 
 
-def rows_of(
-    groups: Sequence[RolloutGroup], advantage: str, aggregation: str, most_tokens: int | None = None
-) -> list[Row]:
-    """The rollouts of groups as rows, with advantages computed within each group.
+def rows_of(groups: Sequence[RolloutGroup], config: RLConfig) -> list[Row]:
+    """The rollouts of the groups of one train step as rows, with their advantages and the weights of their tokens.
 
-    Args:
-        groups: of one train step.
-        advantage: a key of `losses.ADVANTAGES`.
-        aggregation: a key of `losses.AGGREGATIONS`.
-        most_tokens: completions of a prompt share a row of at most so many tokens, in which the prompt stands once.
-            None: each completion has a row of its own.
+    With `share_prompts` completions of a prompt share a row of at most `tokens_per_microbatch` tokens, in which the
+    prompt stands once; else each completion has a row of its own. Which tokens count is as stored with the rollout, but
+    for truncated ones that the configuration masks.
     """
-    rows = []
+    if config.truncated == "mask":
+        groups = [
+            replace(group, rollouts=[_unless_truncated(rollout) for rollout in group.rollouts]) for group in groups
+        ]
+    advantages = iter(_advantages(groups, config))
     lengths = [sum(rollout.loss_mask) for group in groups for rollout in group.rollouts]
-    weights = iter(AGGREGATIONS[aggregation](lengths))
+    weights = iter(AGGREGATIONS[config.loss_aggregation](lengths, config.sampling.max_tokens))
+    most_tokens = config.tokens_per_microbatch if config.share_prompts else 0
+    rows: list[Row] = []
     for group in groups:
-        rewards_G = torch.tensor([rollout.reward for rollout in group.rollouts], dtype=torch.float64)
         row = None
-        for rollout, value in zip(group.rollouts, ADVANTAGES[advantage](rewards_G).tolist(), strict=True):
-            if row is None or len(row.token_ids) + len(rollout.token_ids) > (most_tokens or 0):
+        for rollout in group.rollouts:
+            if row is None or len(row.token_ids) + len(rollout.token_ids) > most_tokens:
                 row = Row.of_prompt(group.prompt_token_ids)
                 rows.append(row)
-            row.append(rollout, value, next(weights))
+            row.append(rollout, next(advantages), next(weights))
     return rows
+
+
+def _unless_truncated(rollout: Rollout) -> Rollout:
+    """The rollout, with no token in the loss if it was truncated."""
+    truncated = rollout.finish_reason == "length"
+    return replace(rollout, loss_mask=[False] * len(rollout.token_ids)) if truncated else rollout
+
+
+def _advantages(groups: Sequence[RolloutGroup], config: RLConfig) -> list[float]:
+    """The advantage of each rollout of each group."""
+    rewards = [
+        [
+            rollout.reward + overlong_penalty(len(rollout.token_ids), config.sampling.max_tokens, config.overlong_share)
+            for rollout in group.rollouts
+        ]
+        for group in groups
+    ]
+    values: list[float] = ADVANTAGES[config.advantage](torch.tensor(rewards, dtype=torch.float64)).flatten().tolist()
+    return values
 
 
 def microbatches(rows: Sequence[Row], tokens_per_microbatch: int, pad_id: int) -> Iterator[TrainBatch]:

@@ -27,7 +27,7 @@ from typing import Protocol, TypeVar
 
 from curricula.gate import rejection
 from curricula.sampler import PromptSampler
-from posttrain.config import RLConfig
+from posttrain.config import GROUP_RELATIVE, RLConfig
 from posttrain.ledger import Ledger
 from posttrain.slots import Draw, Judged, Slots
 from posttrain.step_metrics import StepMetrics
@@ -192,7 +192,7 @@ class Controller:
     def _gate(self, draw: Draw, result: Judged | JudgeError) -> None:
         """Observes a group's outcomes and admits or rejects it. A judge's failure is not an outcome."""
         judged = None if isinstance(result, JudgeError) else result
-        reason = "judge" if judged is None else rejection(judged.outcomes)
+        reason = "judge" if judged is None else self._rejection(judged)
         self.sampler.observe(draw.row, judged.outcomes if judged else None, draw.version)
         if judged is not None and reason is None:
             self._without_signal[draw.capability] = 0
@@ -209,6 +209,12 @@ class Controller:
         self._reject(draw, reason or "", judged)
         self._without_signal[draw.capability] += 1
         self._lend(draw.capability, result if isinstance(result, JudgeError) else None)
+
+    def _rejection(self, judged: Judged) -> str | None:
+        if self.config.truncated == "reject" and judged.truncated:
+            return "truncated"
+        # A baseline of the whole batch gives groups of equal outcomes an advantage too.
+        return rejection(judged.outcomes) if self.config.advantage in GROUP_RELATIVE else None
 
     def _reject(self, draw: Draw, reason: str, judged: Judged | None) -> None:
         outcomes = judged.outcomes if judged else ()

@@ -44,6 +44,7 @@ class Judged:
     mean_reward: float
     oldest_version: int  # of its tokens
     tokens: int
+    truncated: int  # rollouts that reached the largest number of tokens
     payload: Any = field(repr=False)
 
 

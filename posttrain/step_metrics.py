@@ -15,6 +15,7 @@ class StepMetrics:
     entropy: float
     kl: float  # k3 estimate of KL(behaviour || policy): how far the policy has moved from the one that sampled
     clip_share: float
+    corrected_share: float  # of tokens whose off-policy weight was truncated or masked
     max_ratio: float
     tokens: int
     padding_share: float

@@ -15,7 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, get_sc
 
 from posttrain.batch import TrainBatch, microbatches, rows_of
 from posttrain.config import RLConfig
-from posttrain.losses import PolicyLoss, clipped_policy_loss, kl_penalty
+from posttrain.losses.corrections import CORRECTIONS
+from posttrain.losses.kl import KL_ESTIMATORS, k3
+from posttrain.losses.policy import LOSSES, Tokens
 from posttrain.step_metrics import StepMetrics
 from rollouts.errors import ConfigError
 from rollouts.types import RolloutGroup
@@ -28,6 +30,10 @@ def check_model(model: str, config: RLConfig) -> None:
     if config.share_prompts and (narrow or getattr(text, "sliding_window", None)):
         kinds = ", ".join(sorted(narrow)) or "sliding_window"
         raise ConfigError(f"rl.share_prompts: {model} has layers of {kinds}, which it does not suit; set it to false")
+
+
+SUMS = ("loss", "entropy", "kl", "clipped", "corrected")
+"""What is added up over the tokens of a train step."""
 
 
 class PolicyTrainer:
@@ -79,24 +85,20 @@ class PolicyTrainer:
             FloatingPointError: the loss or the gradient is not finite; the parameters are left as they were.
         """
         started = time.monotonic()
-        shared = self.config.tokens_per_microbatch if self.config.share_prompts else None
-        rows = rows_of(groups, self.config.advantage, self.config.loss_aggregation, shared)
-        num_loss_tokens = sum(sum(row.loss_mask) for row in rows)
+        rows = rows_of(groups, self.config)
+        tokens = sum(sum(row.loss_mask) for row in rows)
         num_tokens, padded = sum(len(row.token_ids) for row in rows), 0
-        sums = dict.fromkeys(("loss", "entropy", "kl", "clipped"), 0.0)
-        max_ratio = 0.0
+        sums, max_ratio = torch.zeros(len(SUMS), dtype=torch.float64), 0.0
         for batch in microbatches(rows, self.config.tokens_per_microbatch, self.tokenizer.pad_token_id or 0):
-            result, entropy = self._backward(batch.to(self.device))
+            found, largest = self._backward(batch.to(self.device))
             padded += batch.token_ids.numel()
-            sums["loss"] += result.loss.item()
-            sums["kl"] += result.kl.item()
-            sums["clipped"] += result.clipped.item()
-            sums["entropy"] += entropy
-            max_ratio = max(max_ratio, result.max_ratio.item())
+            sums += found.cpu()
+            max_ratio = max(max_ratio, largest.item())
+        loss, entropy, kl, clipped, corrected = sums.tolist()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm).item()
         if not (grad_norm < float("inf")):
             self.optimizer.zero_grad()
-            raise FloatingPointError(f"the gradient is not finite (norm {grad_norm}, loss {sums['loss']})")
+            raise FloatingPointError(f"the gradient is not finite (norm {grad_norm}, loss {loss})")
         learning_rate = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
         self.scheduler.step()
@@ -104,37 +106,49 @@ class PolicyTrainer:
         seconds = time.monotonic() - started
         self.busy_seconds += seconds
         return StepMetrics(
-            loss=sums["loss"],
+            loss=loss,
             grad_norm=grad_norm,
             learning_rate=learning_rate,
-            entropy=sums["entropy"] / num_loss_tokens,
-            kl=sums["kl"] / num_loss_tokens,
-            clip_share=sums["clipped"] / num_loss_tokens,
+            entropy=entropy / max(1, tokens),
+            kl=kl / max(1, tokens),
+            clip_share=clipped / max(1, tokens),
+            corrected_share=corrected / max(1, tokens),
             max_ratio=max_ratio,
-            tokens=num_loss_tokens,
+            tokens=tokens,
             padding_share=1 - num_tokens / padded,
             seconds=seconds,
         )
 
-    def _backward(self, batch: TrainBatch) -> tuple[PolicyLoss, float]:
-        mask = batch.loss_mask
-        weights_N = batch.weights[mask]
+    def _backward(self, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds a micro-batch's gradient; gives its sums over tokens (see `SUMS`) and the largest importance ratio."""
+        config, mask = self.config, batch.loss_mask
+        weights_N, behaviour_N, rollouts_N = batch.weights[mask], batch.behaviour_logprobs[mask], batch.rollouts()
         logprobs_N, entropy_N = self._logprobs(self.policy, batch)
-        result = clipped_policy_loss(
-            logprobs_N,
-            batch.behaviour_logprobs[mask],
-            batch.advantages[mask],
-            weights_N,
-            self.config.clip_low,
-            self.config.clip_high,
+        # One optimizer step for each policy version: the policy at the start of the step is the policy now.
+        now_N = logprobs_N.detach()
+        log_ratios_N = now_N - behaviour_N
+        if config.correction == "none":
+            proximal_N, corrections_N = behaviour_N, torch.ones_like(weights_N)
+        else:
+            correct = CORRECTIONS[config.correction]
+            proximal_N = now_N
+            corrections_N = correct(log_ratios_N, rollouts_N, config.correction_low, config.correction_high)
+        objective = LOSSES[config.loss](
+            Tokens(logprobs_N, proximal_N, batch.advantages[mask], rollouts_N), config.clip_low, config.clip_high
         )
-        loss = result.loss
+        loss = -(objective.values * corrections_N * weights_N).sum()
         if self.reference is not None:
             with torch.no_grad():
-                ref_logprobs_N, _ = self._logprobs(self.reference, batch)
-            loss = loss + self.config.kl_coef * kl_penalty(logprobs_N, ref_logprobs_N, weights_N)
+                reference_N, _ = self._logprobs(self.reference, batch)
+            loss = (
+                loss + config.kl_coef * (KL_ESTIMATORS[config.kl_estimator](logprobs_N, reference_N) * weights_N).sum()
+            )
         loss.backward()
-        return result, entropy_N.sum().item()
+        cut_N = (corrections_N != log_ratios_N.exp()) & (config.correction != "none")
+        kl_N = k3(behaviour_N, now_N)  # of the behaviour policy, whose samples these are, to the policy now
+        sums = (loss.detach(), entropy_N.sum(), kl_N.sum(), objective.clipped.sum(), cut_N.sum())
+        largest = log_ratios_N.max().exp() if len(log_ratios_N) else log_ratios_N.new_zeros(())
+        return torch.stack([value.double() for value in sums]), largest
 
     def _logprobs(self, model: Any, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and entropy of the loss tokens, at the sampling temperature: [N] each.

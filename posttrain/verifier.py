@@ -41,6 +41,7 @@ class Verifier:
             mean_reward=sum(rollout.reward for rollout in rollouts) / len(rollouts),
             oldest_version=min(span[2] for rollout in rollouts for span in rollout.policy_versions),
             tokens=sum(len(rollout.token_ids) for rollout in rollouts),
+            truncated=sum(rollout.finish_reason == "length" for rollout in rollouts),
             payload=None,
         )
         return judged, group

@@ -12,10 +12,11 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from posttrain.config.algorithms import ALGORITHMS
 from rollouts.types import Sampling
 
 Schedule = Literal["constant", "linear", "cosine"]
-GROUP_RELATIVE = ("grpo", "dr_grpo")
+GROUP_RELATIVE = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
 """The advantage estimators that compare the rollouts of a group with each other."""
 
 
@@ -220,10 +221,40 @@ class RLConfig(Section):
     """AdamW's decay of the second moment."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
+    algorithm: Literal["grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo", "cispo", "aipo"] | None = None
+    """Sets `advantage`, `loss`, `loss_aggregation`, the clips and `overlong_share` as its paper has them, but what is
+    stated beside it; see `posttrain/config/algorithms.py`. null: the defaults, which are DAPO's without the
+    overlong penalty."""
+    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline"] = "grpo"
+    """`grpo`: rewards less the group's mean, over its standard deviation. `dr_grpo`: not divided. `rloo`: less the mean
+    of the others. `reinforce_pp`: standardized over the whole batch; `reinforce_pp_baseline`: centred within the
+    group, scaled over the batch."""
+    loss: Literal["clip", "gspo", "cispo", "aipo"] = "clip"
+    """`clip`: PPO's, token by token. `gspo`: by rollout. `cispo`: clips the weight and keeps the gradient. `aipo`: the
+    same without a lower clip, against the policy that sampled."""
     clip_low: float = Field(default=0.2, ge=0, le=1)
     """The policy ratio is clipped below 1 - clip_low."""
     clip_high: float = Field(default=0.28, ge=0)
     """The policy ratio is clipped above 1 + clip_high."""
+    loss_aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    """`token_mean`: every token of a batch weighs alike, so long rollouts weigh more. `sequence_mean`: every rollout
+    weighs alike. `constant`: every token of every batch weighs alike: divided by rollouts times the longest allowed."""
+    correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
+    """What is done about tokens that an older policy, or vLLM's other kernels, sampled. `none`: the ratio is taken
+    against the log-probabilities stored at sampling, and the clip bounds it. Others: the ratio is taken against the
+    trainer's own policy at the start of the step, and each token is weighed by the ratio of that one to the one that
+    sampled: truncated at `correction_high`, or left out (IcePop) where it is outside of `correction_low` to
+    `correction_high`; by token, or by whole rollout."""
+    correction_low: float = Field(default=0.5, ge=0, le=1)
+    """Least ratio that is kept, by the masking corrections."""
+    correction_high: float = Field(default=5.0, ge=1)
+    """Largest ratio that is kept, or where it is truncated."""
+    overlong_share: float = Field(default=0.0, ge=0, le=1)
+    """Over this last share of `sampling.max_tokens` a rollout's reward falls by up to 1 (DAPO's overlong penalty); its
+    outcome stays. 0: not."""
+    truncated: Literal["keep", "mask", "reject"] = "keep"
+    """Rollouts that reached `sampling.max_tokens`, which count as unsolved. `keep`: are trained on. `mask`: are only
+    compared with. `reject`: their groups are rejected, which favours short answers."""
     tokens_per_microbatch: int = Field(default=16384, ge=1)
     """Most tokens, padding included, in one forward pass; a longer row goes alone."""
     share_prompts: bool = False
@@ -231,11 +262,9 @@ class RLConfig(Section):
     completions, slower where they are short; for models whose layers all attend to the whole sequence."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to the checkpoint that RL started from; 0 saves its forward passes."""
-    advantage: Literal["grpo", "dr_grpo"] = "grpo"
-    """`grpo`: rewards less the group's mean, over its standard deviation. `dr_grpo`: not divided."""
-    loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """`token_mean`: every token of a batch weighs alike, so long rollouts weigh more. `sequence_mean`: every rollout
-    weighs alike."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Of that divergence. As a loss, `k2` has its gradient on the policy's own samples, `k3` that of the reverse one,
+    and `k1` none on average."""
     sampling: SamplingConfig = SamplingConfig()
     """How rollouts are drawn."""
     selection: Literal["signal", "uniform"] = "signal"
@@ -258,8 +287,18 @@ class RLConfig(Section):
     step_timeout: float = Field(default=1800.0, gt=0)
     """Seconds without a finished train step after which the run stops with an error."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, values: Any) -> Any:
+        """What the named algorithm sets, beneath what is stated."""
+        name = values.get("algorithm") if isinstance(values, Mapping) else None
+        return {**ALGORITHMS[name], **values} if isinstance(name, str) and name in ALGORITHMS else values
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.loss == "aipo" and self.correction != "none":
+            why = "loss 'aipo' weighs tokens against the policy that sampled them already; expected 'none'"
+            raise conflict("correction", self.correction, why)
         if self.advantage in GROUP_RELATIVE and self.group_size < 2:
             why = f"advantage '{self.advantage}' compares rollouts of one group; expected at least 2"
             raise conflict("group_size", self.group_size, why)

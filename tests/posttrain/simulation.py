@@ -136,6 +136,7 @@ class SimulatedWorkers:
     outcome_seed: int = 0
     latency_seed: int = 0
     judge_failures: float = 0.0
+    longest: int = 10**9  # tokens
     fail: Callable[[Draw], Exception | None] = lambda draw: None
     hang: Callable[[Draw], bool] = lambda draw: False
     trained: list[list[Sampled]] = field(default_factory=list)
@@ -164,6 +165,10 @@ class SimulatedWorkers:
         """What the rollouts of a draw come to."""
         luck = np.random.default_rng([2, self.outcome_seed, draw.draw_id]).random(self.group_size)
         return tuple(bool(value < self.pass_rate(draw.prompt, draw.version)) for value in luck)
+
+    def truncated(self, draw: Draw) -> int:
+        """How many rollouts of a draw reached the largest number of tokens."""
+        return int(self.length(draw.draw_id) >= self.longest)
 
     def judge_fails(self, draw_id: int) -> bool:
         """Whether the judge fails on a draw."""
@@ -204,7 +209,9 @@ class SimulatedWorkers:
         self.sampled[draw.draw_id] = sampled
         self._note("judged", draw.draw_id)
         reward = sum(sampled.outcomes) / self.group_size
-        return Judged(draw, sampled.outcomes, reward, spans[0][2], length * self.group_size, sampled)
+        return Judged(
+            draw, sampled.outcomes, reward, spans[0][2], length * self.group_size, self.truncated(draw), sampled
+        )
 
     async def train(self, batch: Sequence[Judged]) -> StepMetrics:
         """Takes its time and remembers what it was given."""
@@ -217,7 +224,7 @@ class SimulatedWorkers:
         self.trained.append([judged.payload for judged in batch])
         self.trainer_version += 1
         self._note("trained", version=self.trainer_version)
-        return StepMetrics(0.0, 1.0, 1e-3, 1.0, 0.0, 0.0, 1.0, sum(judged.tokens for judged in batch), 0.0, 1.0)
+        return StepMetrics(0.0, 1.0, 1e-3, 1.0, 0.0, 0.0, 0.0, 1.0, sum(judged.tokens for judged in batch), 0.0, 1.0)
 
     async def update_weights(self, version: int) -> float:
         """Pauses generation, keeping what is under way."""

@@ -4,13 +4,18 @@ import pytest
 import torch
 
 from posttrain.batch import Row, microbatches, rows_of
+from posttrain.config import RLConfig
 from rollouts.types import Prompt, Rollout, RolloutGroup
 
 
-def rollout(tokens: list[int], reward: float, mask: list[bool] | None = None) -> Rollout:
+def settings(**changes: object) -> RLConfig:
+    return RLConfig.model_validate({"advantage": "dr_grpo", "sampling": {"max_tokens": 10}, **changes})
+
+
+def rollout(tokens: list[int], reward: float, mask: list[bool] | None = None, finish_reason: str = "stop") -> Rollout:
     logprobs = [-0.25 * (index + 1) for index in range(len(tokens))]
     spans = [(0, len(tokens), 0)]
-    return Rollout(tokens, mask or [True] * len(tokens), logprobs, spans, "stop", "", reward=reward)
+    return Rollout(tokens, mask or [True] * len(tokens), logprobs, spans, finish_reason, "", reward=reward)
 
 
 def group(*rollouts: Rollout, prompt: list[int] | None = None) -> RolloutGroup:
@@ -28,7 +33,7 @@ def test_rows_are_prompt_and_completion_end_to_end() -> None:
         group(rollout([3, 4, 5], 1.0), rollout([6], 0.0)),
         group(rollout([9, 9], 0.2, [True, False]), rollout([1, 2], 0.6), prompt=[5]),
     ]
-    rows = rows_of(groups, "dr_grpo", "token_mean")
+    rows = rows_of(groups, settings())
     assert [row.token_ids for row in rows] == [[7, 8, 3, 4, 5], [7, 8, 6], [5, 9, 9], [5, 1, 2]]
     assert rows[0].loss_mask == [False, False, True, True, True]
     assert rows[2].loss_mask == [False, True, False]  # a token that the policy did not sample
@@ -43,34 +48,63 @@ def test_rows_are_prompt_and_completion_end_to_end() -> None:
 
 
 def test_a_sequence_mean_weighs_rollouts_alike() -> None:
-    groups = [group(rollout([3, 4, 5], 1.0), rollout([6], 0.0)), group(rollout([9, 9], 0.2, [True, False]))]
-    rows = rows_of(groups, "dr_grpo", "sequence_mean")
-    assert [max(row.weights) for row in rows] == pytest.approx([1 / 9, 1 / 3, 1 / 3])
+    groups = [
+        group(rollout([3, 4, 5], 1.0), rollout([6], 0.0)),
+        group(rollout([9, 9], 0.2, [True, False]), rollout([1, 1], 0.0)),
+    ]
+    rows = rows_of(groups, settings(loss_aggregation="sequence_mean"))
+    assert [max(row.weights) for row in rows] == pytest.approx([1 / 12, 1 / 4, 1 / 4, 1 / 8])
     assert sum(sum(row.weights) for row in rows) == pytest.approx(1.0)
 
 
 def test_advantages_are_of_the_chosen_kind() -> None:
     groups = [group(rollout([1], 1.0), rollout([1], 0.0), rollout([1], 0.0), rollout([1], 1.0))]
-    rows = rows_of(groups, "grpo", "token_mean")
+    rows = rows_of(groups, settings(advantage="grpo"))
     assert [row.advantages[2] for row in rows] == pytest.approx([0.866, -0.866, -0.866, 0.866], abs=1e-3)
+
+
+def test_a_truncated_rollout_may_be_left_out_of_the_loss() -> None:
+    groups = [group(rollout([3, 4, 5], 0.0, finish_reason="length"), rollout([6], 1.0))]
+    truncated, other = rows_of(groups, settings(truncated="mask"))
+    assert truncated.loss_mask == [False] * 5
+    assert truncated.weights == [0.0] * 5
+    assert other.weights == [0, 0, 1.0]
+    assert other.advantages == [0, 0, 0.5]  # it is still compared with
+    assert groups[0].rollouts[0].loss_mask == [True] * 3
+    assert rows_of(groups, settings())[0].loss_mask == [False] * 2 + [True] * 3
+
+
+def test_overlong_rollouts_lose_reward() -> None:
+    groups = [group(rollout([3] * 9, 1.0), rollout([6], 1.0))]
+    long, short = rows_of(groups, settings(overlong_share=0.2))
+    assert (long.advantages[2], short.advantages[2]) == pytest.approx((-0.25, 0.25))
+
+
+def test_which_rollout_a_loss_token_is_of() -> None:
+    groups = [group(rollout([3, 4], 1.0), rollout([], 0.0), rollout([5], 0.0)), group(*[rollout([9], 1.0)] * 3)]
+    (batch,) = microbatches(rows_of(groups, settings(share_prompts=True, tokens_per_microbatch=6)), 100, pad_id=0)
+    assert batch.token_ids[batch.loss_mask].tolist() == [3, 4, 5, 9, 9, 9]
+    assert batch.rollouts().tolist() == [0, 0, 1, 2, 3, 4]
 
 
 def test_completions_share_a_row_as_long_as_they_fit() -> None:
     groups = [group(rollout([3, 4], 1.0), rollout([], 0.0), rollout([5], 0.0), rollout([6, 6, 6], 0.0))]
-    first, second = rows_of(groups, "dr_grpo", "token_mean", most_tokens=6)
+    first, second = rows_of(groups, settings(share_prompts=True, tokens_per_microbatch=6))
     assert first.token_ids == [7, 8, 3, 4, 5]
     assert first.segments == [0, 0, 1, 1, 2]  # an empty completion has no token to see another
     assert first.positions == [0, 1, 2, 3, 2]
     assert first.previous == [0, 0, 1, 2, 1]
     assert first.advantages == [0, 0, 0.75, 0.75, -0.25]
     assert (second.token_ids, second.segments) == ([7, 8, 6, 6, 6], [0, 0, 1, 1, 1])
-    (long,) = rows_of([group(rollout([9] * 20, 1.0))], "dr_grpo", "token_mean", most_tokens=6)
+    (long,) = rows_of([group(rollout([9] * 20, 1.0))], settings(share_prompts=True, tokens_per_microbatch=6))
     assert len(long.token_ids) == 22
 
 
 def test_a_completion_sees_its_prompt_and_itself() -> None:
-    (row,) = rows_of([group(rollout([3, 4], 1.0), rollout([5], 0.0))], "dr_grpo", "token_mean", most_tokens=9)
-    (plain,) = rows_of([group(rollout([3], 1.0))], "dr_grpo", "token_mean")
+    (row,) = rows_of(
+        [group(rollout([3, 4], 1.0), rollout([5], 0.0))], settings(share_prompts=True, tokens_per_microbatch=9)
+    )
+    (plain,) = rows_of([group(rollout([3], 1.0))], settings())
     (batch,) = microbatches([row, plain], 100, pad_id=0)
     mask = batch.attention_mask()
     assert mask is not None

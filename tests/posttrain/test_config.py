@@ -5,13 +5,31 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from posttrain.config import Config, config_hash, load_config, preset_names, resolve_data, resolve_model
+from posttrain.config import (
+    GROUP_RELATIVE,
+    Config,
+    RLConfig,
+    config_hash,
+    load_config,
+    preset_names,
+    resolve_data,
+    resolve_model,
+)
+from posttrain.config.algorithms import ALGORITHMS
+from posttrain.losses.advantages import ADVANTAGES
+from posttrain.losses.aggregation import AGGREGATIONS
+from posttrain.losses.corrections import CORRECTIONS
+from posttrain.losses.kl import KL_ESTIMATORS
+from posttrain.losses.policy import LOSSES
 from rollouts.errors import ConfigError
 from rollouts.types import Sampling
+
+NAMES = ", ".join(repr(name) for name in list(ALGORITHMS)[:-1])
 
 
 @pytest.fixture
@@ -144,6 +162,15 @@ def test_config_does_not_change():
             "rl.group_size: 1: advantage 'grpo' compares rollouts of one group; expected at least 2",
         ),
         (
+            "rl.algorithm=ppo",
+            f"rl.algorithm: 'ppo': expected {NAMES} or 'aipo'",
+        ),
+        ("rl.loss=ppo", "rl.loss: 'ppo': expected 'clip', 'gspo', 'cispo' or 'aipo'"),
+        (
+            "rl.correction=tis",
+            f"rl.correction: 'tis': expected 'none', {', '.join(map(repr, list(CORRECTIONS)[:-1]))} or 'sequence_mask'",
+        ),
+        (
             "rl.generators=3",
             "rl.generators: 3: the pool has generators.count=2 engines; expected at most so many",
         ),
@@ -270,3 +297,29 @@ def test_config_loads_no_engine():
     code = f"import json, sys, posttrain.config; print(json.dumps([m for m in {heavy!r} if m in sys.modules]))"
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert json.loads(result.stdout) == []
+
+
+def test_a_named_algorithm_sets_what_is_not_stated() -> None:
+    for name, sets in ALGORITHMS.items():
+        rl = RLConfig(algorithm=name)
+        assert {key: getattr(rl, key) for key in sets} == sets
+    stated = RLConfig(algorithm="gspo", clip_high=0.1)
+    assert (stated.loss, stated.clip_low, stated.clip_high) == ("gspo", 3e-4, 0.1)
+    with pytest.raises(ValidationError, match="aipo"):
+        RLConfig(algorithm="aipo", correction="token_mask")
+
+
+def test_every_name_has_its_function() -> None:
+    for key, functions in {
+        "algorithm": ALGORITHMS,
+        "advantage": ADVANTAGES,
+        "loss": LOSSES,
+        "loss_aggregation": AGGREGATIONS,
+        "correction": {"none": None, **CORRECTIONS},
+        "kl_estimator": KL_ESTIMATORS,
+    }.items():
+        names = get_args(RLConfig.model_fields[key].annotation)
+        if key == "algorithm":
+            names = get_args(names[0])
+        assert names == tuple(functions), key
+    assert set(GROUP_RELATIVE) < set(ADVANTAGES)

@@ -389,6 +389,20 @@ def test_no_signal_anywhere_ends_the_run_with_the_histogram(tmp_path: Path) -> N
         assert started == ended
 
 
+def test_truncated_groups_may_be_rejected(tmp_path: Path) -> None:
+    run = run_on(tmp_path, truncated="reject", workers={"longest": 300}).go()
+    assert run.controller.totals.rejected["truncated"] > 5
+    assert max(sampled.length for batch in run.batches for sampled in batch) < 300
+    kept = run_on(tmp_path, workers={"longest": 300}).go()
+    assert kept.controller.totals.rejected["truncated"] == 0
+
+
+def test_a_baseline_of_the_whole_batch_trains_on_equal_outcomes(tmp_path: Path) -> None:
+    run = run_on(tmp_path, advantage="reinforce_pp").go()
+    assert run.controller.totals.rejected.total() == 0
+    assert any(len(set(sampled.outcomes)) == 1 for batch in run.batches for sampled in batch)
+
+
 def test_one_capability_alone_without_signal(tmp_path: Path) -> None:
     run = run_on(tmp_path, lambda prompt, version: 0.0, counts={"math": 50}, max_staleness=1, max_rejected_in_a_row=10)
     with pytest.raises(NoSignalError, match=r"math: 10\).*10 groups judged: 0\.0-0\.1: 10;"):

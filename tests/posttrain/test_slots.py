@@ -11,7 +11,7 @@ def draw(draw_id: int, capability: str = "a", version: int = 0) -> Draw:
 
 
 def judged(of: Draw, oldest_version: int | None = None) -> Judged:
-    return Judged(of, (True, False), 0.5, of.version if oldest_version is None else oldest_version, 10, None)
+    return Judged(of, (True, False), 0.5, of.version if oldest_version is None else oldest_version, 10, 0, None)
 
 
 def filled(slots: Slots, *draws: Draw) -> Slots:

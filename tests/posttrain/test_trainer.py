@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from posttrain.config import RLConfig, load_config, resolve_model
+from posttrain.config.algorithms import ALGORITHMS
+from posttrain.losses.corrections import CORRECTIONS
 from posttrain.step_metrics import StepMetrics
 from posttrain.trainer import PolicyTrainer, check_model
 from rollouts.errors import ConfigError
@@ -15,14 +17,16 @@ from rollouts.types import Prompt, Rollout, RolloutGroup
 BASE = resolve_model("tiny:base")
 
 
-def groups() -> list[RolloutGroup]:
+def groups(finish_reason: str = "stop") -> list[RolloutGroup]:
     """Three groups of four completions of 0 to 20 tokens; one in six tokens is not the policy's own."""
     rng = random.Random(0)
 
     def rollout() -> Rollout:
         length = rng.randrange(21)
         tokens, mask = [rng.randrange(512) for _ in range(length)], [rng.random() < 0.83 for _ in range(length)]
-        return Rollout(tokens, mask, [-3.0 * own for own in mask], [], "stop", "", reward=rng.random())
+        return Rollout(
+            tokens, mask, [-rng.uniform(1, 15) * own for own in mask], [], finish_reason, "", reward=rng.random()
+        )
 
     return [
         RolloutGroup(
@@ -32,10 +36,10 @@ def groups() -> list[RolloutGroup]:
     ]
 
 
-def stepped(**settings: object) -> tuple[StepMetrics, list[torch.Tensor]]:
+def stepped(of: list[RolloutGroup] | None = None, **settings: object) -> tuple[StepMetrics, list[torch.Tensor]]:
     config = RLConfig.model_validate({"learning_rate": 1e-3, "tokens_per_microbatch": 10_000, **settings})
     trainer = PolicyTrainer(BASE, BASE, config, seed=0, threads=1)
-    metrics = trainer.train_step(*groups())
+    metrics = trainer.train_step(*(of or groups()))
     return metrics, [parameter.detach().clone() for parameter in trainer.policy.parameters()]
 
 
@@ -57,6 +61,31 @@ def test_how_tokens_are_laid_out_does_not_change_the_step(settings: dict[str, ob
     # Adam's first step is the learning rate times the sign of the gradient, so compare where it is not mere noise.
     for parameter, other in zip(parameters, others, strict=True):
         assert (parameter - other).abs().mean() < 1e-6
+
+
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+def test_every_algorithm_makes_a_step_of_its_own(algorithm: str) -> None:
+    metrics, parameters = stepped(algorithm=algorithm, sampling={"max_tokens": 20})
+    _, others = stepped()
+    assert metrics.grad_norm > 0
+    differs = any(not torch.equal(parameter, other) for parameter, other in zip(parameters, others, strict=True))
+    assert differs
+
+
+@pytest.mark.parametrize("correction", list(CORRECTIONS))
+def test_a_correction_counts_what_it_cuts(correction: str) -> None:
+    metrics, _ = stepped(correction=correction)
+    assert 0 < metrics.corrected_share <= 1
+    assert metrics.clip_share == 0  # the policy at the start of the step is the policy now
+    assert stepped()[0].corrected_share == 0
+
+
+def test_a_batch_without_a_loss_token_changes_nothing() -> None:
+    metrics, parameters = stepped(truncated="mask", of=groups("length"))
+    assert (metrics.loss, metrics.grad_norm, metrics.tokens) == (0, 0, 0)
+    _, untouched = stepped(learning_rate=1e-30)
+    for parameter, other in zip(parameters, untouched, strict=True):
+        torch.testing.assert_close(parameter, other)
 
 
 def test_a_step_moves_the_policy() -> None:
