@@ -5,7 +5,7 @@ Dimensions: B = rows of a micro-batch, T = tokens of its longest row, N = loss t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -136,14 +136,24 @@ def _advantages(groups: Sequence[RolloutGroup], config: RLConfig) -> list[float]
     return values
 
 
-def microbatches(rows: Sequence[Row], tokens_per_microbatch: int, pad_id: int) -> Iterator[TrainBatch]:
-    """Splits rows, longest first, into padded micro-batches of at most so many tokens (but at least one row) each."""
+def microbatches(
+    rows: Sequence[Row], tokens_per_microbatch: int, pad_id: int, rank: int = 0, ranks: int = 1
+) -> list[TrainBatch]:
+    """Splits rows, longest first, into padded micro-batches of at most so many tokens (but at least one row) each.
+
+    Of several ranks each gets equally many, since they exchange something in every one: where rows are few they are
+    smaller, and the last ones may hold nothing but padding.
+    """
+    if ranks > 1:
+        tokens_per_microbatch = min(tokens_per_microbatch, sum(len(row.token_ids) for row in rows) // ranks)
     ordered = sorted(rows, key=lambda row: -len(row.token_ids))
-    start = 0
-    while start < len(ordered):
-        stop = start + max(1, tokens_per_microbatch // len(ordered[start].token_ids))
-        yield _padded(ordered[start:stop], pad_id)
-        start = stop
+    parts: list[list[Row]] = []
+    while ordered:
+        count = max(1, tokens_per_microbatch // len(ordered[0].token_ids))
+        parts.append(ordered[:count])
+        ordered = ordered[count:]
+    parts += [[Row.of_prompt([pad_id])]] * (-len(parts) % ranks)
+    return [_padded(part, pad_id) for part in parts[rank::ranks]]
 
 
 def _padded(rows: Sequence[Row], pad_id: int) -> TrainBatch:

@@ -183,7 +183,7 @@ class RLStage:
         shard = self.folder / "rollouts" / f"attempt-{self.ledger.attempt:03d}-step-{version:06d}.parquet"
         await answer(self.workers.verifier.write_shard.remote(str(shard)), limit, "the verifier to write its rollouts")
         with self.rundir.new_checkpoint("rl", version, self.parent, self.config.rl.checkpoints_kept) as directory:
-            await answer(self.workers.trainer.save.remote(str(directory)), limit, "the trainer to save the policy")
+            await self.workers.trainer.save(str(directory))
             state = {"version": version, "sampler": self.sampler.state_dict(), "summary": asdict(await self._summary())}
             write_json(directory / STATE, state)
         return self.rundir.checkpoints("rl")[-1]
@@ -191,7 +191,7 @@ class RLStage:
     async def _summary(self) -> RLSummary:
         seconds = time.monotonic() - self.started
         engines = await self.workers.engine_metrics()
-        trainer = await answer(self.workers.trainer.metrics.remote(), 60, "the trainer's metrics")
+        trainer = await self.workers.trainer.metrics()
         generating = (engines["busy_seconds"] - self.engines_before["busy_seconds"]) / self.config.rl.generators
         totals = self.controller.totals
         before = RLSummary(**self.state["summary"]) if self.state else RLSummary()

@@ -1,6 +1,6 @@
 """The policy trainer: one optimizer step for each policy version, weights published through shared memory.
 
-Runs in a Ray actor of its own; usable without Ray as well.
+Runs in a Ray actor of its own, or in several that train together; usable without Ray as well.
 """
 
 from __future__ import annotations
@@ -11,13 +11,20 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from posttrain.batch import TrainBatch, microbatches, rows_of
-from posttrain.config import RLConfig
+from posttrain.config import Config, RLConfig
 from posttrain.losses.corrections import CORRECTIONS
 from posttrain.losses.kl import KL_ESTIMATORS, k3
 from posttrain.losses.policy import LOSSES, Tokens
+from posttrain.policy import Policy
+from posttrain.ranks import Ranks, is_sharded, whole, whole_state
 from posttrain.step_metrics import StepMetrics
 from rollouts.errors import ConfigError
 from rollouts.types import RolloutGroup
@@ -32,54 +39,66 @@ def check_model(model: str, config: RLConfig) -> None:
         raise ConfigError(f"rl.share_prompts: {model} has layers of {kinds}, which it does not suit; set it to false")
 
 
-SUMS = ("loss", "entropy", "kl", "clipped", "corrected")
-"""What is added up over the tokens of a train step."""
+SUMS = ("loss", "entropy", "kl", "clipped", "corrected", "padded")
+"""What is added up over a train step."""
 
 
 class PolicyTrainer:
-    """Holds the policy in training with its optimizer and schedule."""
+    """Holds the policy in training with its optimizer and schedule: all of it, or the part of one rank."""
 
     def __init__(
-        self, model: str, reference: str, config: RLConfig, seed: int, threads: int, device: str | None = None
+        self,
+        model: str,
+        reference: str,
+        config: Config,
+        rank: int = 0,
+        address: str = "",
+        device: str | None = None,
     ) -> None:
         """Loads the policy.
 
         Args:
             model: a Hugging Face model directory.
-            reference: the one that a KL penalty holds the policy to; loaded only where `kl_coef` is not 0.
-            config: the `rl` section of the configuration.
-            seed: of everything random in training (dropout, where a model has it).
-            threads: CPU threads of this process.
+            reference: the one that a KL penalty holds the policy to; loaded only where `rl.kl_coef` is not 0.
+            config: of the run.
+            rank: of this process among `trainer.ranks`.
+            address: `host:port` where rank 0 listens; only needed for several ranks.
             device: where to train; the first GPU if there is one, else the CPU.
         """
-        torch.manual_seed(seed)
-        torch.set_num_threads(threads)
-        self.config = config
+        torch.manual_seed(config.seed)
+        torch.set_num_threads(config.threads)
+        self.config, self._settings = config.rl, config.trainer
+        self._dtype = getattr(torch, config.trainer.dtype or config.dtype)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.ranks = Ranks(self.device, rank, config.trainer.ranks, address, config.rl.step_timeout)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(self.device)
-        self.policy.train()
-        self.reference = None
-        if config.kl_coef:
-            self.reference = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).to(self.device).eval()
+        self.policy, self._wrapped = self._load(model, training=True)
+        self.reference = self._load(reference, training=False)[1] if config.rl.kl_coef else None
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.weight_decay,
+            lr=self.config.learning_rate,
+            betas=(self.config.adam_beta1, self.config.adam_beta2),
+            weight_decay=self.config.weight_decay,
         )
         self.scheduler = get_scheduler(
-            config.lr_scheduler_type, self.optimizer, num_warmup_steps=config.warmup_steps,
-            num_training_steps=config.steps,
+            self.config.lr_scheduler_type, self.optimizer, num_warmup_steps=self.config.warmup_steps,
+            num_training_steps=self.config.steps,
         )  # fmt: skip
         self.busy_seconds = 0.0
+
+    def _load(self, model: str, training: bool) -> tuple[Policy, torch.nn.Module]:
+        """A model, bare and as the ranks share it."""
+        causal = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(self.device).train(training)
+        save_memory = training and self._settings.gradient_checkpointing
+        policy = Policy(causal, self.config.sampling.temperature, save_memory)
+        return policy, self.ranks.wrap(policy.requires_grad_(training), self._settings.parallelism, self._dtype)
 
     def ready(self) -> bool:
         """Returns once the policy is loaded."""
         return True
 
     def train_step(self, *groups: RolloutGroup) -> StepMetrics:
-        """One optimizer step on the groups of one batch.
+        """One optimizer step on the groups of one batch; every rank is given all of them.
 
         Raises:
             FloatingPointError: the loss or the gradient is not finite; the parameters are left as they were.
@@ -87,15 +106,18 @@ class PolicyTrainer:
         started = time.monotonic()
         rows = rows_of(groups, self.config)
         tokens = sum(sum(row.loss_mask) for row in rows)
-        num_tokens, padded = sum(len(row.token_ids) for row in rows), 0
-        sums, max_ratio = torch.zeros(len(SUMS), dtype=torch.float64), 0.0
-        for batch in microbatches(rows, self.config.tokens_per_microbatch, self.tokenizer.pad_token_id or 0):
-            found, largest = self._backward(batch.to(self.device))
-            padded += batch.token_ids.numel()
+        sums, max_ratio = torch.zeros(len(SUMS), dtype=torch.float64), torch.zeros(())
+        batches = microbatches(
+            rows, self.config.tokens_per_microbatch, self.tokenizer.pad_token_id or 0, self.ranks.rank, self.ranks.count
+        )
+        for index, batch in enumerate(batches):
+            with self.ranks.averages(self._wrapped, last=index == len(batches) - 1):
+                found, largest = self._backward(batch.to(self.device))
             sums += found.cpu()
-            max_ratio = max(max_ratio, largest.item())
-        loss, entropy, kl, clipped, corrected = sums.tolist()
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm).item()
+            max_ratio = torch.maximum(max_ratio, largest.cpu())
+        loss, entropy, kl, clipped, corrected, padded = self.ranks.add_up(sums).tolist()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        grad_norm = whole(norm).item()
         if not (grad_norm < float("inf")):
             self.optimizer.zero_grad()
             raise FloatingPointError(f"the gradient is not finite (norm {grad_norm}, loss {loss})")
@@ -113,17 +135,17 @@ class PolicyTrainer:
             kl=kl / max(1, tokens),
             clip_share=clipped / max(1, tokens),
             corrected_share=corrected / max(1, tokens),
-            max_ratio=max_ratio,
+            max_ratio=self.ranks.largest(max_ratio).item(),
             tokens=tokens,
-            padding_share=1 - num_tokens / padded,
+            padding_share=1 - sum(len(row.token_ids) for row in rows) / padded,
             seconds=seconds,
         )
 
     def _backward(self, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adds a micro-batch's gradient; gives its sums over tokens (see `SUMS`) and the largest importance ratio."""
+        """Adds a micro-batch's gradient; gives its sums (see `SUMS`) and the largest importance ratio."""
         config, mask = self.config, batch.loss_mask
         weights_N, behaviour_N, rollouts_N = batch.weights[mask], batch.behaviour_logprobs[mask], batch.rollouts()
-        logprobs_N, entropy_N = self._logprobs(self.policy, batch)
+        logprobs_N, entropy_N = self._logprobs(self._wrapped, batch)
         # One optimizer step for each policy version: the policy at the start of the step is the policy now.
         now_N = logprobs_N.detach()
         log_ratios_N = now_N - behaviour_N
@@ -143,62 +165,68 @@ class PolicyTrainer:
             loss = (
                 loss + config.kl_coef * (KL_ESTIMATORS[config.kl_estimator](logprobs_N, reference_N) * weights_N).sum()
             )
-        loss.backward()
+        (loss * self.ranks.count).backward()  # weights are those of the whole batch, and ranks are averaged
         cut_N = (corrections_N != log_ratios_N.exp()) & (config.correction != "none")
         kl_N = k3(behaviour_N, now_N)  # of the behaviour policy, whose samples these are, to the policy now
-        sums = (loss.detach(), entropy_N.sum(), kl_N.sum(), objective.clipped.sum(), cut_N.sum())
+        sums = (
+            loss.detach(),
+            entropy_N.sum(),
+            kl_N.sum(),
+            objective.clipped.sum(),
+            cut_N.sum(),
+            torch.ones_like(mask).sum(),
+        )
         largest = log_ratios_N.max().exp() if len(log_ratios_N) else log_ratios_N.new_zeros(())
         return torch.stack([value.double() for value in sums]), largest
 
-    def _logprobs(self, model: Any, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probability and entropy of the loss tokens, at the sampling temperature: [N] each.
-
-        Only the positions before a sampled token go through the output head.
-        """
-        hidden = model.base_model(
-            input_ids=batch.token_ids,
-            position_ids=batch.positions,
-            attention_mask=batch.attention_mask(),
-            use_cache=False,
-        ).last_hidden_state
-        row_N, token_N = batch.loss_mask.nonzero(as_tuple=True)
-        before_N = hidden[row_N, batch.previous[row_N, token_N]]
-        logits = model.get_output_embeddings()(before_N).float() / self.config.sampling.temperature
-        logprobs = torch.log_softmax(logits, dim=-1)
-        with torch.no_grad():
-            entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(1, batch.token_ids[row_N, token_N, None]).squeeze(1), entropy
+    def _logprobs(self, policy: torch.nn.Module, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probability and entropy of the loss tokens: [N] each."""
+        narrow = self._dtype != torch.float32 and not is_sharded(policy)  # a sharded one has its own mixed precision
+        with torch.autocast(self.device.type, dtype=self._dtype, enabled=narrow):
+            logprobs_N, entropy_N = policy(batch)
+        return logprobs_N, entropy_N
 
     # ------------------------------------------------------------------------------------------ weights and state
 
     def publish(self, path: str) -> None:
         """Writes the policy's parameters to a safetensors file (in shared memory) for the generators to load."""
-        tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in self.policy.named_parameters()}
-        save_file(tensors, path)
+        tensors = whole_state(self.policy.causal)
+        if self.ranks.rank == 0:
+            save_file(tensors, path)
 
     def save(self, directory: str) -> None:
         """Writes the model directory and the optimizer's state into an existing directory.
 
         The optimizer is stored as safetensors too: a checkpoint holds no pickle.
         """
-        self.policy.save_pretrained(directory)
+        tensors = whole_state(self.policy.causal)
+        optimizer = self._optimizer_state()
+        if self.ranks.rank > 0:
+            return
+        self.policy.causal.save_pretrained(directory, state_dict=tensors)
         self.tokenizer.save_pretrained(directory)
-        state = self.optimizer.state_dict()["state"]
-        flat = {f"{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+        flat = {f"{name}.{key}": value for name, entry in optimizer["state"].items() for key, value in entry.items()}
         # In a folder of its own: who loads the model takes every safetensors file beside config.json for weights.
         (Path(directory) / "optimizer").mkdir()
         save_file(flat, Path(directory) / "optimizer" / "state.safetensors")
 
     def load_optimizer(self, directory: str, step: int) -> None:
-        """Restores what `save` wrote (the policy itself is loaded from the directory at construction)."""
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in load_file(Path(directory) / "optimizer" / "state.safetensors").items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        """Restores what `save` wrote, on any number of ranks (the policy itself is loaded at construction)."""
+        optimizer = self._optimizer_state()
+        if self.ranks.rank == 0:
+            for name, value in load_file(Path(directory) / "optimizer" / "state.safetensors").items():
+                parameter, key = name.rsplit(".", 1)
+                optimizer["state"].setdefault(parameter, {})[key] = value
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.ranks.count > 1)
+        set_optimizer_state_dict(self.policy, self.optimizer, optimizer, options=options)
         for _ in range(step):
             self.scheduler.step()
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's state by the parameters' names, whole, on rank 0; nothing on the others."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: Any = get_optimizer_state_dict(self.policy, self.optimizer, options=options)
+        return dict(state)
 
     def metrics(self) -> dict[str, float]:
         """Seconds spent in train steps since the start."""

@@ -15,7 +15,7 @@ from posttrain import data
 from posttrain.cluster import Cluster, GeneratorPool, answer, result_of
 from posttrain.slots import Draw, Judged
 from posttrain.step_metrics import StepMetrics
-from posttrain.trainer import PolicyTrainer
+from posttrain.trainer_ranks import TrainerRanks
 from posttrain.verifier import Verifier
 from rollouts.errors import EngineError, JudgeError
 from rollouts.generator import Request
@@ -47,9 +47,7 @@ class RayWorkers:
         self._metrics: dict[Any, dict[str, float]] = {}  # by actor
         self._published: str | None = None
         self._version = 0
-        self.trainer = cluster.actor(
-            PolicyTrainer, model, reference, rl, self.config.seed, self.config.threads, gpus=cluster.gpus(1)
-        )
+        self.trainer = TrainerRanks(cluster, model, reference)
         self.verifier = cluster.actor(Verifier, self.config.reward, sys.path)
 
     @property
@@ -66,14 +64,13 @@ class RayWorkers:
         """Waits until trainer and verifier have started."""
         timeout = self.config.generators.start_timeout
         await answer(self.verifier.ready.remote(), timeout, "the verifier to start")
-        await answer(self.trainer.ready.remote(), timeout, "the trainer to start")
+        await self.trainer.ready(timeout)
 
     async def begin(self, version: int, checkpoint: str | None) -> None:
         """Sets the version of the first weights, and the optimizer's state when a run is continued."""
         self._version = version
         if checkpoint is not None:
-            limit = self.config.generators.start_timeout
-            await answer(self.trainer.load_optimizer.remote(checkpoint, version), limit, "the optimizer's state")
+            await self.trainer.load_optimizer(checkpoint, version)
         await self._pool.update(self._model, version)
 
     async def engine_metrics(self) -> dict[str, float]:
@@ -139,15 +136,12 @@ class RayWorkers:
 
     async def train(self, batch: Sequence[Judged]) -> StepMetrics:
         """One train step on the groups of a batch."""
-        step = self.trainer.train_step.remote(*(judged.payload for judged in batch))
-        return await answer(step, self.config.rl.step_timeout, "the trainer to finish a step")
+        return await self.trainer.train_step([judged.payload for judged in batch])
 
     async def update_weights(self, version: int) -> float:
         """Publishes the trainer's weights and loads them into the engines that make rollouts."""
         path, old = self._cluster.weights_path(version), self._published
-        await answer(
-            self.trainer.publish.remote(path), self.config.rl.step_timeout, "the trainer to publish its weights"
-        )
+        await self.trainer.publish(path)
         self._published, self._version = path, version
         pauses = await asyncio.gather(*(self._update(engine, path, version) for engine in self.engines))
         if old is not None:

@@ -110,6 +110,20 @@ class GeneratorsConfig(Section):
     """Seconds until an engine that does not answer counts as dead: its draws are re-issued, it is restarted."""
 
 
+class TrainerConfig(Section):
+    """The processes that train the policy in RL."""
+
+    ranks: int = Field(default=1, ge=1)
+    """Processes that train together, each on a GPU of its own where the cluster has any."""
+    parallelism: Literal["ddp", "fsdp"] = "fsdp"
+    """Of several ranks. `ddp`: each holds the whole policy. `fsdp`: each holds a part of parameters, gradients and
+    optimizer."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Number format of forward and backward pass; parameters and optimizer are float32. null: the top-level `dtype`."""
+    gradient_checkpointing: bool = True
+    """Compute activations and logits again in the backward pass: saves memory, costs about a third of the speed."""
+
+
 class JudgeConfig(Section):
     """The model that judges demonstrations."""
 
@@ -425,6 +439,8 @@ class Config(Section):
     each rollout is a single turn."""
     generators: GeneratorsConfig = GeneratorsConfig()
     """The pool of vLLM engines."""
+    trainer: TrainerConfig = TrainerConfig()
+    """The RL trainer."""
     judge: JudgeConfig = JudgeConfig()
     """The judge of demonstrations."""
     prune: PruneConfig = PruneConfig()
@@ -455,6 +471,10 @@ class Config(Section):
         if self.rl.generators > self.generators.count:
             why = f"the pool has generators.count={self.generators.count} engines; expected at most so many"
             raise conflict("rl.generators", self.rl.generators, why)
+        if self.trainer.ranks > self.rl.prompts_per_step * self.rl.group_size:
+            why = "a batch has rl.prompts_per_step * rl.group_size = {} rollouts; expected at most one rank for each"
+            why = why.format(self.rl.prompts_per_step * self.rl.group_size)
+            raise conflict("trainer.ranks", self.trainer.ranks, why)
         lengths = {"rl.sampling.max_tokens": self.rl.sampling.max_tokens, "eval.max_tokens": self.eval.max_tokens}
         for key, length in lengths.items():
             if length >= self.max_model_len:

@@ -72,7 +72,7 @@ def test_ctrl_c_leaves_a_complete_checkpoint(stopped: Stopped) -> None:
 
 @dataclass(frozen=True)
 class Resumed:
-    """The same run, continued to its end, with a generator killed on the way."""
+    """The same run, continued to its end by two trainer ranks, with a generator killed on the way."""
 
     stopped: Stopped
     ended: Ended
@@ -83,7 +83,7 @@ class Resumed:
 @pytest.fixture(scope="module")
 def resumed(stopped: Stopped) -> Iterator[Resumed]:
     first = stopped.step
-    words = ["rl", "tiny", "--run", "r", "--resume", "auto", *SMALL, f"rl.steps={first + 5}"]
+    words = ["rl", "tiny", "--run", "r", "--resume", "auto", *SMALL, f"rl.steps={first + 5}", "trainer.ranks=2"]
     running = Running(*words, cwd=stopped.cwd)
 
     def generators() -> set[int]:

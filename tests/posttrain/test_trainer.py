@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from posttrain.config import RLConfig, load_config, resolve_model
+from posttrain.config import Config, RLConfig, load_config, resolve_model
 from posttrain.config.algorithms import ALGORITHMS
 from posttrain.losses.corrections import CORRECTIONS
 from posttrain.step_metrics import StepMetrics
@@ -36,9 +36,14 @@ def groups(finish_reason: str = "stop") -> list[RolloutGroup]:
     ]
 
 
+def config_of(**settings: object) -> Config:
+    trainer = settings.pop("trainer", {})
+    rl = {"learning_rate": 1e-3, "tokens_per_microbatch": 10_000, **settings}
+    return Config.model_validate({"model": BASE, "dtype": "float32", "rl": rl, "trainer": trainer})
+
+
 def stepped(of: list[RolloutGroup] | None = None, **settings: object) -> tuple[StepMetrics, list[torch.Tensor]]:
-    config = RLConfig.model_validate({"learning_rate": 1e-3, "tokens_per_microbatch": 10_000, **settings})
-    trainer = PolicyTrainer(BASE, BASE, config, seed=0, threads=1)
+    trainer = PolicyTrainer(BASE, BASE, config_of(**settings))
     metrics = trainer.train_step(*(of or groups()))
     return metrics, [parameter.detach().clone() for parameter in trainer.policy.parameters()]
 
@@ -86,6 +91,24 @@ def test_a_batch_without_a_loss_token_changes_nothing() -> None:
     _, untouched = stepped(learning_rate=1e-30)
     for parameter, other in zip(parameters, untouched, strict=True):
         torch.testing.assert_close(parameter, other)
+
+
+def test_saving_memory_does_not_change_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, parameters = stepped(trainer={"gradient_checkpointing": False})
+    monkeypatch.setattr("posttrain.policy.CHUNK", 7)
+    metrics, others = stepped(trainer={"gradient_checkpointing": True})
+    assert metrics.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert metrics.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+    for parameter, other in zip(parameters, others, strict=True):
+        torch.testing.assert_close(parameter, other, atol=1e-5, rtol=0)
+
+
+def test_bfloat16_is_near_float32_and_keeps_float32_parameters() -> None:
+    expected, _ = stepped()
+    metrics, parameters = stepped(trainer={"dtype": "bfloat16"})
+    assert metrics.loss == pytest.approx(expected.loss, rel=0.1)
+    assert metrics.loss != expected.loss
+    assert {parameter.dtype for parameter in parameters} == {torch.float32}
 
 
 def test_a_step_moves_the_policy() -> None:

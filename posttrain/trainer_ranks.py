@@ -1,0 +1,59 @@
+"""The trainer's actors, one for each rank, as one: each call goes to all of them, since they work in step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from posttrain.cluster import Cluster, answer
+from posttrain.ranks import free_address
+from posttrain.step_metrics import StepMetrics
+from posttrain.trainer import PolicyTrainer
+
+
+class TrainerRanks:
+    """The processes that train the policy."""
+
+    def __init__(self, cluster: Cluster, model: str, reference: str) -> None:
+        """Starts `trainer.ranks` actors on a checkpoint; see `PolicyTrainer`."""
+        self._limit = cluster.config.rl.step_timeout
+        ranks = cluster.config.trainer.ranks
+        address = ray.get(ray.remote(free_address).options(num_cpus=0).remote()) if ranks > 1 else ""
+        self.actors = [
+            cluster.actor(PolicyTrainer, model, reference, cluster.config, rank, address, gpus=cluster.gpus(1))
+            for rank in range(ranks)
+        ]
+
+    async def ready(self, limit: float) -> None:
+        """Waits until every rank has loaded the policy."""
+        await self._all("ready", (), "the trainer to start", limit)
+
+    async def train_step(self, groups: Sequence[Any]) -> StepMetrics:
+        """One train step on a batch of (references to) groups."""
+        metrics: StepMetrics = await self._all("train_step", groups, "the trainer to finish a step")
+        return metrics
+
+    async def publish(self, path: str) -> None:
+        """Writes the weights for the generators."""
+        await self._all("publish", (path,), "the trainer to publish its weights")
+
+    async def save(self, directory: str) -> None:
+        """Writes model and optimizer into an existing directory."""
+        await self._all("save", (directory,), "the trainer to save the policy")
+
+    async def load_optimizer(self, directory: str, step: int) -> None:
+        """Restores the optimizer's state of a checkpoint."""
+        await self._all("load_optimizer", (directory, step), "the optimizer's state")
+
+    async def metrics(self) -> dict[str, float]:
+        """Of the first rank."""
+        found: dict[str, float] = await answer(self.actors[0].metrics.remote(), 60, "the trainer's metrics")
+        return found
+
+    async def _all(self, method: str, arguments: Sequence[Any], what: str, limit: float | None = None) -> Any:
+        """The first rank's answer, once all have answered; a rank that fails fails all."""
+        calls = [getattr(actor, method).remote(*arguments) for actor in self.actors]
+        return (await asyncio.gather(*(answer(call, limit or self._limit, what) for call in calls)))[0]

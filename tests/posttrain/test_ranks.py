@@ -1,0 +1,81 @@
+"""Several ranks (gloo, on the CPU) train as one does, and any number of them goes on from a checkpoint."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from safetensors.torch import load_file
+
+from posttrain.ranks import free_address
+from posttrain.trainer import PolicyTrainer
+from tests.posttrain.test_trainer import BASE, config_of, groups
+
+STEPS = 3
+
+
+def train(rank: int, address: str, settings: dict[str, Any], folder: str, resume: str | None) -> None:
+    """One rank: some steps, then what it has to show, written by rank 0."""
+    torch.set_num_threads(1)
+    trainer = PolicyTrainer(resume or BASE, BASE, config_of(**settings), rank, address)
+    if resume is not None:
+        trainer.load_optimizer(resume, STEPS)
+    metrics = [trainer.train_step(*groups()) for _ in range(STEPS)]
+    Path(folder).mkdir(exist_ok=True)
+    trainer.publish(f"{folder}/published.safetensors")
+    if rank == 0:
+        Path(f"{folder}/checkpoint").mkdir()
+    if settings["trainer"].get("ranks", 1) > 1:
+        torch.distributed.barrier()
+    trainer.save(f"{folder}/checkpoint")
+    if rank == 0:
+        torch.save([dataclasses.asdict(step) for step in metrics], f"{folder}/metrics.pt")
+
+
+def run(
+    folder: Path, resume: Path | None = None, **trainer: Any
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Parameters and metrics after the steps."""
+    settings: dict[str, Any] = {"trainer": trainer, "kl_coef": 0.1, "learning_rate": 1e-3, "tokens_per_microbatch": 200}
+    ranks, checkpoint = trainer.get("ranks", 1), str(resume / "checkpoint") if resume else None
+    arguments = (free_address(), settings, str(folder), checkpoint)
+    if ranks == 1:
+        train(0, *arguments)
+    else:
+        torch.multiprocessing.spawn(train, arguments, nprocs=ranks)
+    return load_file(folder / "published.safetensors"), torch.load(folder / "metrics.pt")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    run(folder)
+    return folder
+
+
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_two_ranks_give_the_parameters_of_one(tmp_path: Path, alone: Path, parallelism: str) -> None:
+    expected, steps = load_file(alone / "published.safetensors"), torch.load(alone / "metrics.pt")
+    parameters, metrics = run(tmp_path / "two", ranks=2, parallelism=parallelism)
+    assert parameters.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(parameters[name], value, atol=1e-5, rtol=0)
+    before = load_file(f"{BASE}/model.safetensors")
+    assert all((value - before[name]).abs().max() > 1e-4 for name, value in expected.items())
+    for ours, theirs in zip(metrics, steps, strict=True):
+        for key in ("loss", "grad_norm", "entropy", "kl", "clip_share", "max_ratio", "tokens"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-3), key
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_with_one(tmp_path: Path, alone: Path) -> None:
+    run(tmp_path / "two", ranks=2, parallelism="fsdp")
+    saved, same = tmp_path / "two" / "checkpoint", alone / "checkpoint"
+    assert sorted(path.name for path in saved.iterdir()) == sorted(path.name for path in same.iterdir())
+    expected, _ = run(tmp_path / "one-one", alone)
+    parameters, _ = run(tmp_path / "two-one", tmp_path / "two")
+    others, _ = run(tmp_path / "one-two", alone, ranks=2, parallelism="fsdp")
+    for name, value in expected.items():
+        torch.testing.assert_close(parameters[name], value, atol=2e-5, rtol=0)
+        torch.testing.assert_close(others[name], value, atol=2e-5, rtol=0)
