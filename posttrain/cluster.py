@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import socket
 import tempfile
 import uuid
@@ -40,6 +41,7 @@ def engine_settings(config: Config, **changes: Any) -> EngineSettings:
         gpu_memory_utilization=config.generators.gpu_memory_utilization,
         seed=config.seed,
         threads=config.threads,
+        lora_rank=config.lora.rank if config.lora else 0,
         **changes,
     )
 
@@ -95,7 +97,7 @@ class Cluster:
         for actor in self._actors:
             ray.kill(actor)
         for leftover in self._weights.glob(f"{self._weights_prefix}*"):
-            leftover.unlink(missing_ok=True)
+            self.drop_weights(str(leftover))
         if self._owned:
             ray.shutdown()
 
@@ -142,12 +144,22 @@ class Cluster:
         return self._pool
 
     def weights_path(self, version: int) -> str:
-        """Where the weights of a version are published: in shared memory where the host has it."""
-        return str(self._weights / f"{self._weights_prefix}-v{version}.safetensors")
+        """Where the weights of a version are published: in shared memory where the host has it.
+
+        A file of them all, or a directory of an adapter.
+        """
+        suffix = "" if self.config.lora else ".safetensors"
+        return str(self._weights / f"{self._weights_prefix}-v{version}{suffix}")
 
     def drop_weights(self, path: str) -> None:
-        """Frees published weights that no engine will load any more."""
-        Path(path).unlink(missing_ok=True)
+        """Frees weights that no engine will load any more, if they were published here."""
+        published = Path(path)
+        if not published.name.startswith(self._weights_prefix):
+            return
+        if published.is_dir():
+            shutil.rmtree(published, ignore_errors=True)
+        else:
+            published.unlink(missing_ok=True)
 
 
 def _attach(address: str) -> None:

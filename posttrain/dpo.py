@@ -60,6 +60,7 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
+    from posttrain.adapters import lora_config
     from posttrain.trl_stage import StageCallback, common_arguments, train
 
     torch.set_num_threads(config.sft.threads)
@@ -70,10 +71,12 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     arguments: dict[str, Any] = common_arguments(config.dpo, rundir, "dpo", len(rows))
     trainer = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
-        ref_model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
+        # With an adapter the reference is the model beneath it.
+        ref_model=None if config.lora else AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
         args=DPOConfig(beta=config.dpo.beta, logging_steps=5, save_steps=10**9, **arguments),
         train_dataset=rows.map(_conversation, remove_columns=rows.column_names),
         processing_class=tokenizer,
+        peft_config=lora_config(config.lora) if config.lora else None,
         callbacks=[callback],
     )
     say(f"dpo: {len(rows)} pairs, {config.dpo.num_train_epochs:g} epochs, from {parent}")

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from judges.scorer import load_scorer
 from posttrain import data
+from posttrain.adapters import whole_model
 from posttrain.cluster import Cluster, run
 from posttrain.config import Config, resolve_model
 from posttrain.dpo import train_dpo
@@ -125,6 +126,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str) -> Report:
     """Evaluates a checkpoint on the held-out prompts, on every engine of the pool."""
     checkpoint = resolve_model(checkpoint)
     check_model(checkpoint)
+    checkpoint = whole_model(checkpoint)
     renderer = Renderer(checkpoint)
     prompts = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say)
     scorer = load_scorer(config.reward)
@@ -174,7 +176,7 @@ def _export(checkpoint: Path, out: Path) -> None:
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    for path in checkpoint.iterdir():
+    for path in Path(whole_model(checkpoint)).iterdir():
         if path.name.startswith(names):
             shutil.copy2(path, temporary / path.name)
     shutil.rmtree(out, ignore_errors=True)

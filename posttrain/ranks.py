@@ -117,12 +117,15 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers of a model under their names, on the CPU, tied ones once; every rank must ask."""
+def whole_state(model: torch.nn.Module, trained_only: bool = False) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of a model (or those that are trained) under their names, on the CPU, tied ones once.
+
+    Every rank must ask.
+    """
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
+        if id(tensor) not in seen and (tensor.requires_grad or not trained_only):
             seen.add(id(tensor))
             found[name] = whole(tensor.detach()).cpu().contiguous()
     return found

@@ -86,7 +86,7 @@ class RLStage:
         self.folder = rundir.stage("rl")
         self.state: dict[str, Any] = json.loads((checkpoint / STATE).read_text()) if checkpoint else {}
         start = str(checkpoint or parent)
-        self.pool: GeneratorPool = cluster.pool(start)
+        self.pool: GeneratorPool = cluster.pool(parent if config.lora else start)
         self.workers = RayWorkers(cluster, self.pool, renderer, start, parent)
         self.log = MetricsLog(rundir.path, config.metrics, "rl")
         self._evaluation: asyncio.Task[None] | None = None

@@ -1,7 +1,8 @@
 """The run directory and the checkpoints in it.
 
-A checkpoint is a Hugging Face model directory with the stage's own state beside it. It is written under a temporary
-name, its manifest last, and renamed: a directory with a manifest that fits is complete, anything else is not.
+A checkpoint is a Hugging Face model directory, or peft's of an adapter, with the stage's own state beside it. It is
+written under a temporary name, its manifest last, and renamed: a directory with a manifest that fits is complete,
+anything else is not.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Self
 
 from safetensors import SafetensorError, safe_open
 
+from posttrain.adapters import whole_model
 from posttrain.config import Config, config_hash
 from rollouts.errors import CheckpointError, ConfigError
 
@@ -179,7 +181,7 @@ class RunDir:
                 base = str(found)
                 break
         check_model(base)
-        return base
+        return whole_model(base)
 
     def resume_point(self, stage: str, resume: str | None) -> Path | None:
         """The checkpoint to continue a stage from: `auto` is the newest, anything else a directory.
@@ -237,3 +239,4 @@ class RunDir:
         temporary.rename(final)
         for old in self.checkpoints(stage)[:-keep]:
             shutil.rmtree(old)
+            shutil.rmtree(old.with_name(f"{old.name}-merged"), ignore_errors=True)

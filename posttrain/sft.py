@@ -61,6 +61,7 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     from trl import SFTConfig, SFTTrainer
     from trl.chat_template_utils import get_training_chat_template
 
+    from posttrain.adapters import lora_config
     from posttrain.trl_stage import StageCallback, common_arguments, train
 
     torch.set_num_threads(config.sft.threads)
@@ -87,6 +88,7 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
         ),
         train_dataset=datasets.Dataset.from_list([{"messages": row} for row in rows]),
         processing_class=tokenizer,
+        peft_config=lora_config(config.lora) if config.lora else None,
         callbacks=[callback],
     )
     say(f"sft: {len(rows)} demonstrations, {config.sft.num_train_epochs:g} epochs, from {parent}")

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
+from posttrain.adapters import is_adapter, with_adapter
 from posttrain.batch import TrainBatch, microbatches, rows_of
 from posttrain.config import Config, RLConfig
 from posttrain.losses.corrections import CORRECTIONS
@@ -58,8 +59,8 @@ class PolicyTrainer:
         """Loads the policy.
 
         Args:
-            model: a Hugging Face model directory.
-            reference: the one that a KL penalty holds the policy to; loaded only where `rl.kl_coef` is not 0.
+            model: a Hugging Face model directory, or an adapter's.
+            reference: the one that RL started from: a KL penalty holds the policy to it, an adapter is put on it.
             config: of the run.
             rank: of this process among `trainer.ranks`.
             address: `host:port` where rank 0 listens; only needed for several ranks.
@@ -72,10 +73,13 @@ class PolicyTrainer:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.ranks = Ranks(self.device, rank, config.trainer.ranks, address, config.rl.step_timeout)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.policy, self._wrapped = self._load(model, training=True)
-        self.reference = self._load(reference, training=False)[1] if config.rl.kl_coef else None
+        self._lora = config.lora
+        self.policy, self._wrapped = self._load(model, beneath=reference, training=True)
+        self.reference = None
+        if config.rl.kl_coef and config.lora is None:  # with an adapter it is the policy without
+            self.reference = self._load(reference, beneath=reference, training=False)[1]
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(),
+            [parameter for parameter in self.policy.parameters() if parameter.requires_grad],
             lr=self.config.learning_rate,
             betas=(self.config.adam_beta1, self.config.adam_beta2),
             weight_decay=self.config.weight_decay,
@@ -86,12 +90,16 @@ class PolicyTrainer:
         )  # fmt: skip
         self.busy_seconds = 0.0
 
-    def _load(self, model: str, training: bool) -> tuple[Policy, torch.nn.Module]:
-        """A model, bare and as the ranks share it."""
-        causal = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(self.device).train(training)
+    def _load(self, model: str, beneath: str, training: bool) -> tuple[Policy, torch.nn.Module]:
+        """A model, bare and as the ranks share it; an adapter is put on the model beneath it."""
+        adapted = training and self._lora is not None
+        loaded = AutoModelForCausalLM.from_pretrained(beneath if adapted else model, dtype=torch.float32)
+        loaded = loaded.to(self.device).train(training).requires_grad_(training)
+        if training and self._lora is not None:
+            loaded = with_adapter(loaded, self._lora, model if is_adapter(model) else None)
         save_memory = training and self._settings.gradient_checkpointing
-        policy = Policy(causal, self.config.sampling.temperature, save_memory)
-        return policy, self.ranks.wrap(policy.requires_grad_(training), self._settings.parallelism, self._dtype)
+        policy = Policy(loaded, self.config.sampling.temperature, save_memory)
+        return policy, self.ranks.wrap(policy, self._settings.parallelism, self._dtype)
 
     def ready(self) -> bool:
         """Returns once the policy is loaded."""
@@ -159,9 +167,8 @@ class PolicyTrainer:
             Tokens(logprobs_N, proximal_N, batch.advantages[mask], rollouts_N), config.clip_low, config.clip_high
         )
         loss = -(objective.values * corrections_N * weights_N).sum()
-        if self.reference is not None:
-            with torch.no_grad():
-                reference_N, _ = self._logprobs(self.reference, batch)
+        if config.kl_coef:
+            reference_N = self._reference_logprobs(batch)
             loss = (
                 loss + config.kl_coef * (KL_ESTIMATORS[config.kl_estimator](logprobs_N, reference_N) * weights_N).sum()
             )
@@ -179,6 +186,13 @@ class PolicyTrainer:
         largest = log_ratios_N.max().exp() if len(log_ratios_N) else log_ratios_N.new_zeros(())
         return torch.stack([value.double() for value in sums]), largest
 
+    @torch.no_grad()
+    def _reference_logprobs(self, batch: TrainBatch) -> torch.Tensor:
+        if self.reference is not None:
+            return self._logprobs(self.reference, batch)[0]
+        with self.policy.model.disable_adapter():
+            return self._logprobs(self._wrapped, batch)[0]
+
     def _logprobs(self, policy: torch.nn.Module, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and entropy of the loss tokens: [N] each."""
         narrow = self._dtype != torch.float32 and not is_sharded(policy)  # a sharded one has its own mixed precision
@@ -189,21 +203,29 @@ class PolicyTrainer:
     # ------------------------------------------------------------------------------------------ weights and state
 
     def publish(self, path: str) -> None:
-        """Writes the policy's parameters to a safetensors file (in shared memory) for the generators to load."""
-        tensors = whole_state(self.policy.causal)
-        if self.ranks.rank == 0:
+        """Writes what is trained for the generators to load (into shared memory).
+
+        Args:
+            path: of a safetensors file, or of a new directory for an adapter.
+        """
+        tensors = whole_state(self.policy.model, trained_only=self._lora is not None)
+        if self.ranks.rank > 0:
+            return
+        if self._lora is None:
             save_file(tensors, path)
+        else:
+            self.policy.model.save_pretrained(path, state_dict=tensors)
 
     def save(self, directory: str) -> None:
-        """Writes the model directory and the optimizer's state into an existing directory.
+        """Writes the model (or the adapter) and the optimizer's state into an existing directory.
 
         The optimizer is stored as safetensors too: a checkpoint holds no pickle.
         """
-        tensors = whole_state(self.policy.causal)
+        tensors = whole_state(self.policy.model, trained_only=self._lora is not None)
         optimizer = self._optimizer_state()
         if self.ranks.rank > 0:
             return
-        self.policy.causal.save_pretrained(directory, state_dict=tensors)
+        self.policy.model.save_pretrained(directory, state_dict=tensors)
         self.tokenizer.save_pretrained(directory)
         flat = {f"{name}.{key}": value for name, entry in optimizer["state"].items() for key, value in entry.items()}
         # In a folder of its own: who loads the model takes every safetensors file beside config.json for weights.

@@ -45,7 +45,7 @@ class RayWorkers:
         self._outstanding = [0] * rl.generators
         self._sampling = rl.sampling.sampling()
         self._metrics: dict[Any, dict[str, float]] = {}  # by actor
-        self._published: str | None = None
+        self._published = model  # what the engines hold, or are about to
         self._version = 0
         self.trainer = TrainerRanks(cluster, model, reference)
         self.verifier = cluster.actor(Verifier, self.config.reward, sys.path)
@@ -144,8 +144,7 @@ class RayWorkers:
         await self.trainer.publish(path)
         self._published, self._version = path, version
         pauses = await asyncio.gather(*(self._update(engine, path, version) for engine in self.engines))
-        if old is not None:
-            self._cluster.drop_weights(old)
+        self._cluster.drop_weights(old)
         return max(pauses)
 
     async def _update(self, index: int, path: str, version: int) -> float:
@@ -162,7 +161,7 @@ class RayWorkers:
 
     async def update_evaluators(self) -> None:
         """Gives the evaluating engines the weights that were published last."""
-        if self._published is not None and self.has_spare_engines:
+        if self.has_spare_engines:
             await self._pool.update(self._published, self._version, self.evaluators)
 
 

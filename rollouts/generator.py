@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rollouts.dotted import load_dotted
@@ -24,10 +25,15 @@ from rollouts.env import converse
 from rollouts.errors import EngineError
 from rollouts.types import Prompt, Rollout, Sampling, Span
 
+ADAPTER_ID = 1
+"""vLLM's number of the one adapter that an engine may hold; its versions are told apart by `set_weight_version`."""
+ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 512)
+"""The largest ranks that vLLM can be started for."""
+
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine is started with; every field is vLLM's own, but `threads`.
+    """What an engine is started with; every field is vLLM's own, but `threads` and `lora_rank`.
 
     `logprobs_mode` is `processed_logprobs` for a policy (log-probabilities at the sampling temperature, which is what
     an importance ratio needs) and `raw_logprobs` for a judge (what the model itself says of a forced label).
@@ -43,6 +49,7 @@ class EngineSettings:
     logprobs_mode: str = "processed_logprobs"
     seed: int = 0
     threads: int = 1
+    lora_rank: int = 0  # of the adapters that it may be given; 0: none
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class Generator:
         self._tokens = 0
         self._busy_seconds = 0.0
         self._failure: BaseException | None = None
+        self._adapter: Any = None  # a LoRARequest, while there is one
         self._set_version(version)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -146,10 +154,11 @@ class Generator:
         return await asyncio.gather(*(self.generate(request) for request in requests))
 
     async def update_weights(self, path: str, version: int) -> float:
-        """Loads a safetensors file into the live engine; requests in flight go on under the new weights.
+        """Loads weights into the live engine; requests in flight go on under the new ones.
 
         Args:
-            path: every parameter under its Hugging Face name; must stay until this returns.
+            path: a safetensors file or a directory of them, with every parameter under its Hugging Face name; or a
+                directory of a LoRA adapter, put on the weights that the engine holds. Must stay until this returns.
             version: the policy version that the tokens sampled from now on carry.
 
         Returns:
@@ -206,7 +215,10 @@ class Generator:
         self._waiting[request_id] = (request, loop, future)
         try:
             self._engine.add_request(
-                request_id, {"prompt_token_ids": list(request.prompt_token_ids)}, _sampling_params(request)
+                request_id,
+                {"prompt_token_ids": list(request.prompt_token_ids)},
+                _sampling_params(request),
+                lora_request=self._adapter,
             )
         except ValueError as error:  # a prompt longer than the context, say: this request's fault, not the engine's
             del self._waiting[request_id]
@@ -237,14 +249,31 @@ class Generator:
     def _update(self, path: str, version: int, loop: asyncio.AbstractEventLoop, future: asyncio.Future[float]) -> None:
         started = time.monotonic()
         try:
-            self._engine.collective_rpc("start_weight_update")
-            self._engine.collective_rpc("update_weights", kwargs={"update_info": {"path": path}})
-            self._engine.collective_rpc("finish_weight_update")
+            if (Path(path) / "adapter_config.json").is_file():
+                self._load_adapter(path)
+            else:
+                self._load_weights(path)
         except Exception as error:  # half-loaded weights: nothing that this engine says can be trusted any more
             loop.call_soon_threadsafe(_fail, future, EngineError(f"weight update {version} failed: {error!r}"))
             raise
         self._set_version(version)
         loop.call_soon_threadsafe(_resolve, future, time.monotonic() - started)
+
+    def _load_weights(self, path: str) -> None:
+        if self._adapter is not None:
+            self._engine.remove_lora(ADAPTER_ID)
+            self._adapter = None
+        self._engine.collective_rpc("start_weight_update")
+        self._engine.collective_rpc("update_weights", kwargs={"update_info": {"path": path}})
+        self._engine.collective_rpc("finish_weight_update")
+
+    def _load_adapter(self, path: str) -> None:
+        """Puts an adapter in the place of the one before, for requests in flight as well."""
+        from vllm.lora.request import LoRARequest
+
+        self._engine.add_lora(LoRARequest("policy", ADAPTER_ID, path, load_inplace=True))
+        # Requests name the adapter without `load_inplace`, or each step would load it again.
+        self._adapter = LoRARequest("policy", ADAPTER_ID, path)
 
     def _set_version(self, version: int) -> None:
         # Requests in flight are preempted, so that their cache is computed anew: kept, it would mix two versions, and
@@ -272,6 +301,9 @@ def _start_engine(model: str, settings: EngineSettings) -> Any:
     if current_platform.is_cpu():
         torch.set_num_threads(settings.threads)
     size = {} if settings.kv_cache_gib is None else {"kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30)}
+    if settings.lora_rank:
+        most = next(rank for rank in ADAPTER_RANKS if rank >= settings.lora_rank)
+        size |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": most}
     return LLMEngine.from_engine_args(
         EngineArgs(
             model=model,

@@ -13,11 +13,13 @@ from posttrain.config.schema import (
     EvalConfig,
     GeneratorsConfig,
     JudgeConfig,
+    LoRAConfig,
     MetricsConfig,
     PruneConfig,
     RLConfig,
     SamplingConfig,
     SFTConfig,
+    TrainerConfig,
 )
 
 __all__ = [
@@ -29,11 +31,13 @@ __all__ = [
     "EvalConfig",
     "GeneratorsConfig",
     "JudgeConfig",
+    "LoRAConfig",
     "MetricsConfig",
     "PruneConfig",
     "RLConfig",
     "SFTConfig",
     "SamplingConfig",
+    "TrainerConfig",
     "config_hash",
     "load_config",
     "preset_names",

@@ -163,7 +163,7 @@ def _check_directory(model: str) -> None:
         raise ConfigError(f"{model!r} is not in the tiny world; expected one of: {', '.join(TINY_MODELS)}")
     if model.startswith((".", "/", "~")) and not path.is_dir():
         raise ConfigError(f"{model!r} is no directory; expected a model directory, a hub name or tiny:base")
-    if path.exists() and not (path / "config.json").is_file():
+    if path.exists() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise ConfigError(f"{model!r} is no model directory: it has no config.json")
 
 

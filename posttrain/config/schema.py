@@ -144,6 +144,19 @@ class PruneConfig(Section):
     """Largest share of the demonstrations that is kept, in each capability; the easiest go first."""
 
 
+class LoRAConfig(Section):
+    """Low-rank adapters (https://arxiv.org/abs/2106.09685), by peft; without dropout, which would part the trainer's
+    log-probabilities from the engines'.
+    """
+
+    rank: int = Field(default=16, ge=1, le=512)
+    """Of the two matrices that are trained for each layer."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapter's output is scaled by alpha / rank."""
+    target_modules: str | list[str] = "all-linear"
+    """Names of the layers that get an adapter; `all-linear`: every linear one but the output head."""
+
+
 class SFTConfig(Section):
     """Light supervised fine-tuning on what `prune` kept; the names are those of TRL's `SFTConfig`."""
 
@@ -445,6 +458,8 @@ class Config(Section):
     """The judge of demonstrations."""
     prune: PruneConfig = PruneConfig()
     """Dropping the easy demonstrations."""
+    lora: LoRAConfig | None = None
+    """Train an adapter in all three stages, and leave the model as it is. null: train all parameters."""
     sft: SFTConfig = SFTConfig()
     """Stage 1."""
     rl: RLConfig = RLConfig()

@@ -1,17 +1,22 @@
 """One optimizer step of the policy, on the tiny base model."""
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from posttrain.adapters import whole_model
 from posttrain.config import Config, RLConfig, load_config, resolve_model
 from posttrain.config.algorithms import ALGORITHMS
 from posttrain.losses.corrections import CORRECTIONS
 from posttrain.step_metrics import StepMetrics
 from posttrain.trainer import PolicyTrainer, check_model
-from rollouts.errors import ConfigError
+from rollouts.errors import CheckpointError, ConfigError
 from rollouts.types import Prompt, Rollout, RolloutGroup
 
 BASE = resolve_model("tiny:base")
@@ -37,9 +42,9 @@ def groups(finish_reason: str = "stop") -> list[RolloutGroup]:
 
 
 def config_of(**settings: object) -> Config:
-    trainer = settings.pop("trainer", {})
+    sections = {key: settings.pop(key) for key in ("trainer", "lora") if key in settings}
     rl = {"learning_rate": 1e-3, "tokens_per_microbatch": 10_000, **settings}
-    return Config.model_validate({"model": BASE, "dtype": "float32", "rl": rl, "trainer": trainer})
+    return Config.model_validate({"model": BASE, "dtype": "float32", "rl": rl, **sections})
 
 
 def stepped(of: list[RolloutGroup] | None = None, **settings: object) -> tuple[StepMetrics, list[torch.Tensor]]:
@@ -109,6 +114,43 @@ def test_bfloat16_is_near_float32_and_keeps_float32_parameters() -> None:
     assert metrics.loss == pytest.approx(expected.loss, rel=0.1)
     assert metrics.loss != expected.loss
     assert {parameter.dtype for parameter in parameters} == {torch.float32}
+
+
+def test_an_adapter_is_all_that_is_trained_published_and_saved(tmp_path: Path) -> None:
+    config = config_of(lora={"rank": 4}, kl_coef=0.1)
+    trainer = PolicyTrainer(BASE, BASE, config)
+    first = trainer.train_step(*groups())
+    assert first.loss == pytest.approx(stepped(kl_coef=0.1)[0].loss, rel=1e-4)  # a new adapter changes nothing
+    trainer.train_step(*groups())
+    trainer.publish(str(tmp_path / "published"))
+    (tmp_path / "saved").mkdir()
+    trainer.save(str(tmp_path / "saved"))
+    published, saved = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("published", "saved"))
+    assert published.keys() == saved.keys()
+    assert all("lora_" in name for name in saved)
+    assert any(value.abs().sum() > 0 for name, value in saved.items() if "lora_B" in name)
+    assert json.loads((tmp_path / "saved/adapter_config.json").read_text())["base_model_name_or_path"] == BASE
+
+    resumed = PolicyTrainer(str(tmp_path / "saved"), BASE, config)
+    resumed.load_optimizer(str(tmp_path / "saved"), 2)
+    assert resumed.train_step(*groups()).loss == pytest.approx(trainer.train_step(*groups()).loss, rel=1e-5)
+    expected = dict(trainer.policy.named_parameters())
+    for name, parameter in resumed.policy.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], atol=1e-5, rtol=0)
+
+    whole = AutoModelForCausalLM.from_pretrained(whole_model(tmp_path / "saved"), dtype=torch.float32)
+    beneath = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(beneath, tmp_path / "saved")
+    tokens = torch.arange(20)[None]
+    torch.testing.assert_close(whole(tokens).logits, adapted(tokens).logits, atol=1e-4, rtol=1e-4)
+    assert whole_model(tmp_path / "saved") == str(tmp_path / "saved-merged")
+    assert whole_model(BASE) == BASE
+
+
+def test_an_adapter_without_the_model_beneath_it_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/model"}')
+    with pytest.raises(CheckpointError, match="/gone/model"):
+        whole_model(tmp_path)
 
 
 def test_a_step_moves_the_policy() -> None:
