@@ -22,7 +22,7 @@ ARGS ?=
 export PYTHON EXTRA
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run prune sft rl dpo eval tiny test test-fast lint format typecheck contract clean
+.PHONY: help install demo doctor run prune sft rl dpo eval tiny test test-fast lint format typecheck contract clean
 
 help: ## explain every target
 	@echo 'usage: make TARGET [CONFIG=tiny] [RUN=runs/NAME] [RESUME=auto] [ARGS="rl.max_staleness=0"]'
@@ -40,6 +40,9 @@ $(STAMP): pyproject.toml .ci/constraints-cpu.txt .ci/install.sh
 demo: RUN = runs/demo
 demo: $(STAMP) ## watch a tiny model get better in three stages, on two CPU cores, in minutes
 	$(BIN)/posttrain run tiny --run $(RUN) $(ARGS)
+
+doctor: $(STAMP) ## try out what a long RL run of CONFIG depends on; a check that fails names its cause
+	$(BIN)/posttrain doctor $(CONFIG) --run $(RUN) $(ARGS)
 
 run: $(STAMP) ## all stages of CONFIG; continues where RUN stands
 	$(BIN)/posttrain run $(CONFIG) --run $(RUN) $(ARGS)

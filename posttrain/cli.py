@@ -181,6 +181,34 @@ def dpo(
     print(train_dpo(settings, rundir, resume))
 
 
+@app.command()
+def doctor(config: ConfigName, overrides: Overrides = None, run: RunPath = None) -> None:
+    """Check what a long RL run depends on, in a minute or so; exit code 1 if a check fails.
+
+    One engine and one trainer are started on the checkpoint that `posttrain rl` would start from (--run's newest SFT
+    checkpoint, else the model). Checked are: the engine's log-probabilities against the trainer's, on prompts of the
+    run; that a weight update reaches the engine; the chat template and its end of turn; memory, disk and devices. A
+    check that fails names its cause.
+    """
+    from posttrain.config import load_config, resolve_model
+
+    settings = load_config(config, overrides or ())
+    path = run or Path("runs") / Path(config).stem
+    _submit_if_asked(path)
+    from posttrain.engines import prepare
+
+    prepare()
+    from posttrain.doctor import examine
+    from posttrain.rundir import RunDir, check_model
+
+    model = resolve_model(settings.model)
+    check_model(model)
+    if (path / "config.json").is_file():
+        model = RunDir(path, settings).start_of("rl", model)
+    if not all(finding.ok for finding in examine(settings, model, path)):
+        raise typer.Exit(1)
+
+
 @app.command(name="eval")
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="A model directory, or tiny:base.")],

@@ -127,8 +127,13 @@ class Cluster:
 
     def gpus(self, wanted: float) -> float:
         """GPUs to ask for: as many as wanted where the cluster has any, else none."""
+        return wanted if self.resources().get("GPU") else 0
+
+    def resources(self) -> dict[str, float]:
+        """What the Ray cluster has, by its names: `CPU`, `GPU`, …"""
         self._connect()
-        return wanted if ray.cluster_resources().get("GPU") else 0
+        found: dict[str, float] = ray.cluster_resources()
+        return found
 
     def generator(self, model: str, settings: EngineSettings, version: int = 0) -> Any:
         """Starts a generator actor on a checkpoint."""

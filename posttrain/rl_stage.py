@@ -19,15 +19,19 @@ from posttrain.evaluate import evaluate
 from posttrain.interrupt import Stopped, on_interrupt
 from posttrain.ledger import Ledger
 from posttrain.metrics import MetricsLog
+from posttrain.parity import MAX_DRIFT, probable_causes
 from posttrain.progress import bar, say
 from posttrain.rl import Controller, Step
 from posttrain.rundir import RunDir, write_json
 from posttrain.trainer import check_model
 from posttrain.workers import RayWorkers
 from rollouts.dotted import load_dotted
+from rollouts.errors import DriftError
 from rollouts.renderer import Renderer
 
 STATE = "rl_state.json"
+DRIFT_PROMPTS = 4
+"""Prompts by which engines and trainer are compared."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class RLStage:
         self.pool: GeneratorPool = cluster.pool(parent if config.lora else start)
         self.workers = RayWorkers(cluster, self.pool, renderer, start, parent)
         self.log = MetricsLog(rundir.path, config.metrics, "rl")
+        self.agreed: int | None = None  # the last version at which engines and trainer were compared
         self._evaluation: asyncio.Task[None] | None = None
 
     async def run(self, prompts: list[Any], heldout: list[Any]) -> Path:
@@ -107,7 +112,9 @@ class RLStage:
         self.heldout, self.scorer = heldout, load_scorer(self.config.reward)
         self.started = time.monotonic()
         self.engines_before = await self.workers.engine_metrics()
+        self.prompts = prompts
         with on_interrupt(self.controller.stop), bar("rl", rl.steps, "step", done=version) as self.bar:
+            await self._check_drift(version)
             await self._evaluate(version)
             await self.controller.run(self._checkpoint_when_due, self._report)
             await self._evaluation_done()
@@ -141,8 +148,36 @@ class RLStage:
             f"lr {train.learning_rate:.1e}"
         )
         self.bar.advance()
+        if self.config.rl.drift_every and step.version % self.config.rl.drift_every == 0:
+            await self._check_drift(step.version)
         if self.config.rl.eval_every and step.version % self.config.rl.eval_every == 0:
             await self._evaluate(step.version)
+
+    async def _check_drift(self, version: int) -> None:
+        """Compares engines and trainer on fresh completions, while both hold this version.
+
+        Raises:
+            DriftError: they differ by more than `rl.max_drift`; a checkpoint holds what was trained.
+        """
+        rl = self.config.rl
+        if not rl.drift_every:
+            return
+        first = version * DRIFT_PROMPTS % len(self.prompts)
+        drift = await self.workers.drift(self.prompts[first : first + DRIFT_PROMPTS])
+        self.log.write(version, {"drift": drift})
+        limit = rl.max_drift or MAX_DRIFT[self.config.dtype]
+        if drift <= limit:  # not so where it is not a number
+            self.agreed = version
+            return
+        if self.agreed is None:
+            since = "nothing was trained with that"
+        else:
+            since = f"they agreed after step {self.agreed}; {await self._finish()} holds the policy"
+        raise DriftError(
+            f"engines and trainer give the same tokens other log-probabilities: {drift:.2g} nats apart on average "
+            f"after step {version}, more than {limit:g} (rl.max_drift); probably {probable_causes(rl)}; {since}; "
+            "`posttrain doctor` looks for the cause"
+        )
 
     async def _evaluate(self, version: int) -> None:
         """Evaluates one named version: on spare engines while the loop goes on, else with the loop waiting."""

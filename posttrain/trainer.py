@@ -149,6 +149,20 @@ class PolicyTrainer:
             seconds=seconds,
         )
 
+    def logprobs(self, *groups: RolloutGroup) -> torch.Tensor:
+        """Of every sampled token of the groups: the log-probability stored with it, and the policy's own now, [2, N].
+
+        Computed as in a train step, in whose order of rows and tokens they come; every rank is to be asked, for all.
+        """
+        rows = rows_of(groups, self.config.model_copy(update={"truncated": "keep"}))  # `mask` would leave some out
+        pairs = []
+        for batch in microbatches(rows, self.config.tokens_per_microbatch, self.tokenizer.pad_token_id or 0):
+            there = batch.to(self.device)
+            with torch.no_grad():
+                now_N, _ = self._logprobs(self._wrapped, there)
+            pairs.append(torch.stack([there.behaviour_logprobs[there.loss_mask], now_N]).cpu())
+        return torch.cat(pairs, dim=1)
+
     def _backward(self, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds a micro-batch's gradient; gives its sums (see `SUMS`) and the largest importance ratio."""
         config, mask = self.config, batch.loss_mask

@@ -36,6 +36,10 @@ class TrainerRanks:
         metrics: StepMetrics = await self._all("train_step", groups, "the trainer to finish a step")
         return metrics
 
+    async def logprobs(self, groups: Sequence[Any]) -> Any:
+        """Stored and own log-probabilities of sampled tokens, [2, N]; see `PolicyTrainer.logprobs`."""
+        return await self._all("logprobs", groups, "the trainer's log-probabilities")
+
     async def publish(self, path: str) -> None:
         """Writes the weights for the generators."""
         await self._all("publish", (path,), "the trainer to publish its weights")

@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError
 
 from posttrain import data
 from posttrain.cluster import Cluster, GeneratorPool, answer, result_of
+from posttrain.parity import Difference
 from posttrain.slots import Draw, Judged
 from posttrain.step_metrics import StepMetrics
 from posttrain.trainer_ranks import TrainerRanks
@@ -20,9 +21,12 @@ from posttrain.verifier import Verifier
 from rollouts.errors import EngineError, JudgeError
 from rollouts.generator import Request
 from rollouts.renderer import Renderer
+from rollouts.types import Prompt, RolloutGroup
 
 JUDGE_TRIES = 3
 GENERATE_TRIES = 3
+DRIFT_SAMPLES, DRIFT_TOKENS = 4, 64
+"""Completions of each prompt, and their largest length, by which engines and trainer are compared."""
 
 
 class RayWorkers:
@@ -113,11 +117,31 @@ class RayWorkers:
         digest = hashlib.sha256(f"{self.config.seed}/{draw_id}".encode()).digest()
         return int.from_bytes(digest[:4], "big") >> 1
 
-    async def _generate(self, request: Request) -> Any:
-        """A reference to the rollouts of a request, from the engine with the fewest groups under way."""
+    async def drift(self, prompts: Sequence[Prompt]) -> float:
+        """How far the engines' log-probabilities are from the trainer's: the mean absolute difference, in nats.
+
+        Each engine that makes rollouts samples fresh completions of the prompts, at whose tokens the trainer looks. To
+        be called between a weight update and the next train step, when both hold the same version.
+        """
+        sampling = replace(self._sampling, max_tokens=min(DRIFT_TOKENS, self._sampling.max_tokens))
+
+        async def sample(index: int, prompt: Prompt, engine: int) -> RolloutGroup:
+            tokens = self._renderer.prompt_tokens(prompt.messages)
+            request = Request(tokens, sampling, DRIFT_SAMPLES, seed=self._seed(-1 - index))
+            rollouts = await self._generate(request, engine)
+            return RolloutGroup(-1, prompt, list(tokens), await result_of(rollouts))
+
+        groups = await asyncio.gather(
+            *(sample(index, prompt, engine) for engine in self.engines for index, prompt in enumerate(prompts))
+        )
+        stored_N, now_N = await self.trainer.logprobs(groups)
+        return Difference.of(stored_N, now_N).mean
+
+    async def _generate(self, request: Request, engine: int | None = None) -> Any:
+        """A reference to the rollouts of a request, from one engine or the one with the fewest groups under way."""
         timeout = self.config.generators.request_timeout
         for attempt in range(GENERATE_TRIES):
-            index = min(self.engines, key=lambda engine: self._outstanding[engine])
+            index = min(self.engines, key=lambda each: self._outstanding[each]) if engine is None else engine
             actor = self._pool.actors[index]
             self._outstanding[index] += 1
             try:

@@ -26,6 +26,10 @@ class NoSignalError(UserError):
     """No prompt gave a learning signal; the message holds the histogram of pass rates."""
 
 
+class DriftError(UserError):
+    """Engines and trainer give the same tokens other log-probabilities; the message names probable causes."""
+
+
 class JudgeError(RuntimeError):
     """Judging failed (not: judged as wrong); never to be counted as a score."""
 

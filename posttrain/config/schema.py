@@ -303,6 +303,12 @@ class RLConfig(Section):
     max_rejected_in_a_row: int = Field(default=64, ge=1)
     """Rejected groups in a row after which a capability lends its share to the others; when every capability does, the
     run stops: no prompt gives a signal."""
+    drift_every: int = Field(default=25, ge=0)
+    """Train steps between two comparisons of the engines' log-probabilities with the trainer's, on a few fresh
+    completions; the first is before the first step. 0: never."""
+    max_drift: float | None = Field(default=None, gt=0)
+    """Largest mean absolute difference of the two, in nats, with which the run goes on. null: by `dtype`, 0.001 for
+    float32 and 0.05 for bfloat16."""
     eval_every: int = Field(default=25, ge=0)
     """Train steps between two evaluations on held-out prompts; 0: none."""
     eval_prompts: int | None = Field(default=None, ge=1)
