@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Self
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from posttrain.balance import spread
 from posttrain.config import Config
 from posttrain.progress import say
 from posttrain.ray_job import TOKEN_HINT, first_line
@@ -222,18 +223,24 @@ class GeneratorPool:
             self.actors[index] = actor
 
     async def generate(self, requests: Sequence[Request], actors: Sequence[Any] | None = None) -> list[list[Rollout]]:
-        """Completions of all requests, in order, spread evenly over engines (all of them by default)."""
+        """Completions of all requests, in order, spread by their expected tokens over engines (all of them by default).
+
+        Nothing is known of the lengths of completions here; what differs is prompts and how many completions they have.
+        """
         actors = actors or self.actors
         timeout = self.config.generators.request_timeout * max(1, len(requests) / 256)
+        costs = [len(each.prompt_token_ids) + each.n * each.sampling.max_tokens / 4 for each in requests]
+        places = spread(costs, len(actors))
         parts = await asyncio.gather(
             *(
-                answer(actor.generate_all.remote(requests[index :: len(actors)]), timeout, "an engine to generate")
-                for index, actor in enumerate(actors)
+                answer(actor.generate_all.remote([requests[index] for index in part]), timeout, "an engine to generate")
+                for actor, part in zip(actors, places, strict=True)
             )
         )
         results: list[list[Rollout]] = [[] for _ in requests]
-        for index, part in enumerate(parts):
-            results[index :: len(actors)] = part
+        for part, found in zip(places, parts, strict=True):
+            for index, rollouts in zip(part, found, strict=True):
+                results[index] = rollouts
         return results
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 from posttrain import data
+from posttrain.balance import Balancer
 from posttrain.cluster import Cluster, GeneratorPool, answer, result_of
 from posttrain.slots import Draw, Judged
 from posttrain.step_metrics import StepMetrics
@@ -42,8 +43,8 @@ class RayWorkers:
         self._cluster, self._pool, self._renderer, self._model = cluster, pool, renderer, model
         rl = self.config.rl
         self.engines = list(range(rl.generators))
-        self._outstanding = [0] * rl.generators
         self._sampling = rl.sampling.sampling()
+        self._balancer = Balancer(rl.generators, self._sampling.max_tokens / 4)
         self._metrics: dict[Any, dict[str, float]] = {}  # by actor
         self._published: str | None = None
         self._version = 0
@@ -99,7 +100,7 @@ class RayWorkers:
             seed=self._seed(draw.draw_id),
             conversation=data.conversation(self.config, draw.prompt),
         )
-        rollouts = await self._generate(request)
+        rollouts = await self._generate(request, draw.capability)
         for attempt in range(JUDGE_TRIES):
             judged, group = self.verifier.judge.options(num_returns=2).remote(draw, list(tokens), rollouts)
             try:
@@ -116,16 +117,16 @@ class RayWorkers:
         digest = hashlib.sha256(f"{self.config.seed}/{draw_id}".encode()).digest()
         return int.from_bytes(digest[:4], "big") >> 1
 
-    async def _generate(self, request: Request) -> Any:
-        """A reference to the rollouts of a request, from the engine with the fewest groups under way."""
+    async def _generate(self, request: Request, capability: str) -> Any:
+        """A reference to the rollouts of a request, from the engine with the fewest tokens outstanding."""
         timeout = self.config.generators.request_timeout
         for attempt in range(GENERATE_TRIES):
-            index = min(self.engines, key=lambda engine: self._outstanding[engine])
+            seat = self._balancer.take(capability, len(request.prompt_token_ids), request.n)
+            index, tokens = seat.engine, None
             actor = self._pool.actors[index]
-            self._outstanding[index] += 1
             try:
                 count, rollouts = actor.generate_counted.options(num_returns=2).remote(request)
-                await asyncio.wait_for(result_of(count), timeout)  # small; the rollouts stay where they are
+                tokens = await asyncio.wait_for(result_of(count), timeout)  # small; the rollouts stay where they are
                 return rollouts
             except TimeoutError:
                 raise EngineError(f"waited {timeout:.0f} s (generators.request_timeout) for an engine") from None
@@ -134,7 +135,7 @@ class RayWorkers:
                     raise EngineError(f"generator {index} died {GENERATE_TRIES} times: {error}") from error
                 await self._pool.replace(index, actor, self._published, self._version)
             finally:
-                self._outstanding[index] -= 1
+                self._balancer.give_back(seat, tokens)
         raise AssertionError("unreachable")
 
     async def train(self, batch: Sequence[Judged]) -> StepMetrics:
