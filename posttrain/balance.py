@@ -1,7 +1,7 @@
 """Which engine takes a request: the one with the fewest tokens outstanding.
 
-Groups are a poor measure of an engine's load: one of code may have ten times the tokens of one of arithmetic. How long a
-completion will be is not known before it is there, so a request counts for what its capability's completions had lately.
+Groups are a poor measure of an engine's load: one of code may have ten times the tokens of one of arithmetic. How long
+a completion will be is not known before it is there, so it counts for what its capability's completions had lately.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -18,8 +19,9 @@ from posttrain.slots import Draw, Judged
 from posttrain.step_metrics import StepMetrics
 from posttrain.trainer import PolicyTrainer
 from posttrain.verifier import Verifier
-from rollouts.errors import EngineError, JudgeError
+from rollouts.errors import EngineError, JudgeError, NonFiniteError
 from rollouts.generator import Request
+from rollouts.recorder import write_shard
 from rollouts.renderer import Renderer
 
 JUDGE_TRIES = 3
@@ -29,7 +31,9 @@ GENERATE_TRIES = 3
 class RayWorkers:
     """Generators of a pool, a verifier and a trainer."""
 
-    def __init__(self, cluster: Cluster, pool: GeneratorPool, renderer: Renderer, model: str, reference: str) -> None:
+    def __init__(
+        self, cluster: Cluster, pool: GeneratorPool, renderer: Renderer, model: str, reference: str, folder: Path
+    ) -> None:
         """Starts the trainer and the verifier; the pool's generators are there already.
 
         Args:
@@ -38,8 +42,9 @@ class RayWorkers:
             renderer: of the model's chat template.
             model: the checkpoint that training starts from, or goes on from.
             reference: the checkpoint that a KL penalty holds the policy to.
+            folder: where a batch is written that the trainer can make no step on.
         """
-        self.config = cluster.config
+        self.config, self._folder = cluster.config, folder
         self._cluster, self._pool, self._renderer, self._model = cluster, pool, renderer, model
         rl = self.config.rl
         self.engines = list(range(rl.generators))
@@ -139,9 +144,23 @@ class RayWorkers:
         raise AssertionError("unreachable")
 
     async def train(self, batch: Sequence[Judged]) -> StepMetrics:
-        """One train step on the groups of a batch."""
+        """One train step on the groups of a batch.
+
+        Raises:
+            NonFiniteError: the loss or the gradient is not finite; the batch is written to a file.
+        """
         step = self.trainer.train_step.remote(*(judged.payload for judged in batch))
-        return await answer(step, self.config.rl.step_timeout, "the trainer to finish a step")
+        try:
+            return await answer(step, self.config.rl.step_timeout, "the trainer to finish a step")
+        except FloatingPointError as error:
+            path = self._folder / f"nonfinite-step-{self._version + 1:06d}.parquet"
+            limit = self.config.generators.request_timeout
+            groups = await asyncio.gather(*(answer(judged.payload, limit, "a group of the batch") for judged in batch))
+            write_shard(path, groups)
+            raise NonFiniteError(
+                f"step {self._version + 1}: {getattr(error, 'cause', error)}; its batch is in {path}, as rollouts are "
+                "written; look at its rewards and logprobs, or lower rl.learning_rate, and continue with --resume auto"
+            ) from None
 
     async def update_weights(self, version: int) -> float:
         """Publishes the trainer's weights and loads them into the engines that make rollouts."""
