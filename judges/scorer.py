@@ -64,7 +64,7 @@ def _call(name: str, reward: Reward, prompt: Prompt, completion: str) -> Score:
         raise
     except Exception as error:
         raise JudgeError(f"reward {name} failed on prompt {prompt.prompt_id}: {describe(error)}") from error
-    if isinstance(value, Score):
+    if isinstance(value, Score) and math.isfinite(value.reward):
         return value
     value = value.item() if hasattr(value, "item") else value  # a number of numpy or torch
     if isinstance(value, bool):

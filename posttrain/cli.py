@@ -42,13 +42,18 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved sett
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is one line and exit code 2, an interrupted stage 130."""
-    from rollouts.errors import UserError
+    """Runs the command line.
+
+    A user's mistake is one line and exit code 2, a step that is not finite one line and 1, an interrupted stage 130.
+    """
+    from rollouts.errors import NonFiniteError, UserError
 
     try:
         app(standalone_mode=True)
     except UserError as error:
         _fail(str(getattr(error, "cause", error)), 2)  # what an actor raised has a traceback for a text, and a cause
+    except NonFiniteError as error:
+        _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:

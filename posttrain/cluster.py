@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Self
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from posttrain.balance import spread
 from posttrain.config import Config
 from posttrain.progress import say
 from posttrain.ray_job import TOKEN_HINT, first_line
@@ -51,9 +52,14 @@ class Cluster:
 
     _current: ClassVar[Cluster | None] = None
 
-    def __init__(self, config: Config) -> None:
-        """Nothing is started before the first actor is."""
-        self.config = config
+    def __init__(self, config: Config, gpus_beside: int = 0) -> None:
+        """Nothing is started before the first actor is.
+
+        Args:
+            config: of the run.
+            gpus_beside: GPUs that will be asked for while the pool's engines hold theirs.
+        """
+        self.config, self._gpus_beside = config, gpus_beside
         self._owned = False
         self._actors: list[Any] = []
         self._pool: GeneratorPool | None = None
@@ -64,9 +70,9 @@ class Cluster:
         self._weights_prefix = f"posttrain-{uuid.uuid4().hex[:12]}"
 
     @classmethod
-    def of(cls, config: Config) -> AbstractContextManager[Cluster]:
+    def of(cls, config: Config, gpus_beside: int = 0) -> AbstractContextManager[Cluster]:
         """The cluster of the run that is going on, which stays when the context ends, or a new one."""
-        return nullcontext(cls._current) if cls._current is not None else cls(config)
+        return nullcontext(cls._current) if cls._current is not None else cls(config, gpus_beside)
 
     def __enter__(self) -> Self:
         Cluster._current = self
@@ -135,8 +141,25 @@ class Cluster:
         found: dict[str, float] = ray.cluster_resources()
         return found
 
+    def check_gpus(self) -> None:
+        """Raises UserError if the cluster has GPUs, but fewer than will be asked for at once: who asks would wait."""
+        self._connect()
+        count, each = self.config.generators.count, self.config.generators.tensor_parallel
+        wanted, there = count * each + self._gpus_beside, ray.cluster_resources().get("GPU", 0)
+        if 0 < there < wanted:
+            beside = f", and {self._gpus_beside} beside them" if self._gpus_beside else ""
+            raise UserError(
+                f"generators.count={count} engines with generators.tensor_parallel={each}{beside}: {wanted} GPUs, but "
+                f"the Ray cluster has {there:g}; lower generators.count or generators.tensor_parallel"
+            )
+
     def generator(self, model: str, settings: EngineSettings, version: int = 0) -> Any:
-        """Starts a generator actor on a checkpoint."""
+        """Starts a generator actor on a checkpoint.
+
+        Raises:
+            UserError: the run asks for more GPUs than there are.
+        """
+        self.check_gpus()
         gpus = self.gpus(settings.tensor_parallel_size)
         return self.actor(Generator, model, settings, version, gpus=gpus, max_concurrency=4096)
 
@@ -239,18 +262,24 @@ class GeneratorPool:
             self.actors[index] = actor
 
     async def generate(self, requests: Sequence[Request], actors: Sequence[Any] | None = None) -> list[list[Rollout]]:
-        """Completions of all requests, in order, spread evenly over engines (all of them by default)."""
+        """Completions of all requests, in order, spread by their expected tokens over engines (all of them by default).
+
+        Nothing is known of the lengths of completions here; what differs is prompts and how many completions they have.
+        """
         actors = actors or self.actors
         timeout = self.config.generators.request_timeout * max(1, len(requests) / 256)
+        costs = [len(each.prompt_token_ids) + each.n * each.sampling.max_tokens / 4 for each in requests]
+        places = spread(costs, len(actors))
         parts = await asyncio.gather(
             *(
-                answer(actor.generate_all.remote(requests[index :: len(actors)]), timeout, "an engine to generate")
-                for index, actor in enumerate(actors)
+                answer(actor.generate_all.remote([requests[index] for index in part]), timeout, "an engine to generate")
+                for actor, part in zip(actors, places, strict=True)
             )
         )
         results: list[list[Rollout]] = [[] for _ in requests]
-        for index, part in enumerate(parts):
-            results[index :: len(actors)] = part
+        for part, found in zip(places, parts, strict=True):
+            for index, rollouts in zip(part, found, strict=True):
+                results[index] = rollouts
         return results
 
 

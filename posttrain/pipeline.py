@@ -46,11 +46,13 @@ def run_all(config: Config, rundir: RunDir) -> Path:
     clock = rundir.path / "seconds.json"
     before = json.loads(clock.read_text()) if clock.is_file() else 0.0
     reports: dict[str, dict[str, Any]] = {}
+    pruning = config.prune.enabled and not (rundir.stage("sft") / "kept.parquet").is_file()
+    judges = config.generators.count * config.generators.tensor_parallel if pruning else 0
     try:
-        with Cluster.of(config):
+        with Cluster.of(config, gpus_beside=max(config.trainer.ranks, judges)):  # the trainer's, and before that the judge's
             base = resolve_model(config.model)
             reports["base"] = _evaluated(config, rundir, "base", base)
-            if config.prune.enabled and not (rundir.stage("sft") / "kept.parquet").is_file():
+            if pruning:
                 _heading("prune")
                 prune(config, rundir)
             for stage, train in TRAIN.items():

@@ -73,7 +73,7 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
     heldout = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say) if config.rl.eval_every else []
     rundir.save_config()
-    with Cluster.of(config) as cluster:
+    with Cluster.of(config, gpus_beside=config.trainer.ranks) as cluster:  # the trainer's
         stage = RLStage(config, rundir, cluster, renderer, parent, checkpoint)
         return run(stage.run(prompts, heldout[: config.rl.eval_prompts]))
 
@@ -91,7 +91,7 @@ class RLStage:
         self.state: dict[str, Any] = json.loads((checkpoint / STATE).read_text()) if checkpoint else {}
         start = str(checkpoint or parent)
         self.pool: GeneratorPool = cluster.pool(parent if config.lora else start)
-        self.workers = RayWorkers(cluster, self.pool, renderer, start, parent)
+        self.workers = RayWorkers(cluster, self.pool, renderer, start, parent, self.folder)
         self.log = MetricsLog(rundir.path, config.metrics, "rl")
         self.agreed: int | None = None  # the last version at which engines and trainer were compared
         self._evaluation: asyncio.Task[None] | None = None

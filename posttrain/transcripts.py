@@ -41,8 +41,8 @@ def print_transcripts(run: Path, count: int, capability: str | None, unsolved: b
             f"{row['last_version']}",
             align="left",
         )
-        for message in json.loads(row["messages"]):
+        turns = json.loads(row.get("turns", "[]"))  # older shards have none
+        for message in json.loads(row["messages"]) + (turns or [{"role": "assistant", "content": row["text"]}]):
             out.print(f"[dim]{message['role']}:[/] {escape(message['content'])}", soft_wrap=True)
-        out.print(f"[dim]assistant:[/] {escape(row['text'])}", soft_wrap=True)
         mark = "[green]solved[/]" if row["outcome"] else "[red]unsolved[/]"
         out.print(f"{mark}  reward {row['reward']:g}  {row['finish_reason']}  {escape(row['reason'])}", soft_wrap=True)

@@ -7,19 +7,22 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayActorError
 
 from posttrain import data
+from posttrain.balance import Balancer
 from posttrain.cluster import Cluster, GeneratorPool, answer, result_of
 from posttrain.parity import Difference
 from posttrain.slots import Draw, Judged
 from posttrain.step_metrics import StepMetrics
 from posttrain.trainer_ranks import TrainerRanks
 from posttrain.verifier import Verifier
-from rollouts.errors import EngineError, JudgeError
+from rollouts.errors import EngineError, JudgeError, NonFiniteError
 from rollouts.generator import Request
+from rollouts.recorder import write_shard
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt, RolloutGroup
 
@@ -32,7 +35,9 @@ DRIFT_SAMPLES, DRIFT_TOKENS = 4, 64
 class RayWorkers:
     """Generators of a pool, a verifier and a trainer."""
 
-    def __init__(self, cluster: Cluster, pool: GeneratorPool, renderer: Renderer, model: str, reference: str) -> None:
+    def __init__(
+        self, cluster: Cluster, pool: GeneratorPool, renderer: Renderer, model: str, reference: str, folder: Path
+    ) -> None:
         """Starts the trainer and the verifier; the pool's generators are there already.
 
         Args:
@@ -41,13 +46,14 @@ class RayWorkers:
             renderer: of the model's chat template.
             model: the checkpoint that training starts from, or goes on from.
             reference: the checkpoint that a KL penalty holds the policy to.
+            folder: where a batch is written that the trainer can make no step on.
         """
-        self.config = cluster.config
+        self.config, self._folder = cluster.config, folder
         self._cluster, self._pool, self._renderer, self._model = cluster, pool, renderer, model
         rl = self.config.rl
         self.engines = list(range(rl.generators))
-        self._outstanding = [0] * rl.generators
         self._sampling = rl.sampling.sampling()
+        self._balancer = Balancer(rl.generators, self._sampling.max_tokens / 4)
         self._metrics: dict[Any, dict[str, float]] = {}  # by actor
         self._published = model  # what the engines hold, or are about to
         self._version = 0
@@ -100,7 +106,7 @@ class RayWorkers:
             seed=self._seed(draw.draw_id),
             conversation=data.conversation(self.config, draw.prompt),
         )
-        rollouts = await self._generate(request)
+        rollouts = await self._generate(request, draw.capability)
         for attempt in range(JUDGE_TRIES):
             judged, group = self.verifier.judge.options(num_returns=2).remote(draw, list(tokens), rollouts)
             try:
@@ -128,7 +134,7 @@ class RayWorkers:
         async def sample(index: int, prompt: Prompt, engine: int) -> RolloutGroup:
             tokens = self._renderer.prompt_tokens(prompt.messages)
             request = Request(tokens, sampling, DRIFT_SAMPLES, seed=self._seed(-1 - index))
-            rollouts = await self._generate(request, engine)
+            rollouts = await self._generate(request, prompt.capability, engine)
             return RolloutGroup(-1, prompt, list(tokens), await result_of(rollouts))
 
         groups = await asyncio.gather(
@@ -137,16 +143,16 @@ class RayWorkers:
         stored_N, now_N = await self.trainer.logprobs(groups)
         return Difference.of(stored_N, now_N).mean
 
-    async def _generate(self, request: Request, engine: int | None = None) -> Any:
-        """A reference to the rollouts of a request, from one engine or the one with the fewest groups under way."""
+    async def _generate(self, request: Request, capability: str, engine: int | None = None) -> Any:
+        """A reference to the rollouts of a request, from one engine or the one with the fewest tokens outstanding."""
         timeout = self.config.generators.request_timeout
         for attempt in range(GENERATE_TRIES):
-            index = min(self.engines, key=lambda each: self._outstanding[each]) if engine is None else engine
+            seat = self._balancer.take(capability, len(request.prompt_token_ids), request.n, engine)
+            index, tokens = seat.engine, None
             actor = self._pool.actors[index]
-            self._outstanding[index] += 1
             try:
                 count, rollouts = actor.generate_counted.options(num_returns=2).remote(request)
-                await asyncio.wait_for(result_of(count), timeout)  # small; the rollouts stay where they are
+                tokens = await asyncio.wait_for(result_of(count), timeout)  # small; the rollouts stay where they are
                 return rollouts
             except TimeoutError:
                 raise EngineError(f"waited {timeout:.0f} s (generators.request_timeout) for an engine") from None
@@ -155,12 +161,26 @@ class RayWorkers:
                     raise EngineError(f"generator {index} died {GENERATE_TRIES} times: {error}") from error
                 await self._pool.replace(index, actor, self._published, self._version)
             finally:
-                self._outstanding[index] -= 1
+                self._balancer.give_back(seat, tokens)
         raise AssertionError("unreachable")
 
     async def train(self, batch: Sequence[Judged]) -> StepMetrics:
-        """One train step on the groups of a batch."""
-        return await self.trainer.train_step([judged.payload for judged in batch])
+        """One train step on the groups of a batch.
+
+        Raises:
+            NonFiniteError: the loss or the gradient is not finite; the batch is written to a file.
+        """
+        try:
+            return await self.trainer.train_step([judged.payload for judged in batch])
+        except FloatingPointError as error:
+            path = self._folder / f"nonfinite-step-{self._version + 1:06d}.parquet"
+            limit = self.config.generators.request_timeout
+            groups = await asyncio.gather(*(answer(judged.payload, limit, "a group of the batch") for judged in batch))
+            write_shard(path, groups)
+            raise NonFiniteError(
+                f"step {self._version + 1}: {getattr(error, 'cause', error)}; its batch is in {path}, as rollouts are "
+                "written; look at its rewards and logprobs, or lower rl.learning_rate, and continue with --resume auto"
+            ) from None
 
     async def update_weights(self, version: int) -> float:
         """Publishes the trainer's weights and loads them into the engines that make rollouts."""

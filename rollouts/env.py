@@ -35,7 +35,7 @@ async def converse(
     reply: Reply,
     tokenizer: Any,
 ) -> Rollout:
-    """One rollout of several turns; its `text` is the last one, which holds the answer.
+    """One rollout of several turns; its `text` is the policy's last one, which holds the answer.
 
     Args:
         prompt: what the environment is told of.
@@ -58,6 +58,7 @@ async def converse(
         _extend(whole, turn.token_ids, turn.logprobs, turn.policy_versions)
         whole.finish_reason, whole.text = turn.finish_reason, turn.text
         turns.append(turn.text)
+        whole.turns.append({"role": "assistant", "content": turn.text})
         if turn.truncated:
             return whole
         try:
@@ -70,6 +71,7 @@ async def converse(
         if len(whole.token_ids) + len(reply_ids) >= sampling.max_tokens:
             break
         _extend(whole, reply_ids, None, [(0, len(reply_ids), turn.policy_versions[-1][2])])
+        whole.turns.append({"role": "user", "content": said})
     whole.finish_reason = "length"
     return whole
 

@@ -36,3 +36,7 @@ class JudgeError(RuntimeError):
 
 class EngineError(RuntimeError):
     """A generator or trainer died or did not answer within its limit."""
+
+
+class NonFiniteError(EngineError):
+    """A train step's loss or gradient is not finite; the message is one line that names the file of its batch."""

@@ -38,6 +38,7 @@ def _rows(group: RolloutGroup) -> Iterable[dict[str, Any]]:
             "capability": group.prompt.capability,
             "messages": json.dumps(list(group.prompt.messages), ensure_ascii=False),
             "text": rollout.text,
+            "turns": json.dumps(rollout.turns, ensure_ascii=False),
             "reward": rollout.reward,
             "outcome": rollout.outcome,
             "reason": rollout.reason,

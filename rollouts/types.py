@@ -74,6 +74,7 @@ class Rollout:
     outcome: bool = False
     breakdown: dict[str, float] = field(default_factory=dict)
     reason: str = ""
+    turns: list[Message] = field(default_factory=list)  # what was said after the prompt, where an environment is set
 
     @property
     def truncated(self) -> bool:

@@ -60,6 +60,7 @@ def test_turns_are_laid_end_to_end_as_the_template_would(renderer: Renderer) -> 
     assert rollout.policy_versions[0][2] == 1
     assert rollout.policy_versions[-1] == (first + len(between), len(rollout.token_ids), 2)
     assert (rollout.text, rollout.finish_reason) == ("85", "stop")
+    assert [*PROMPT.messages, *rollout.turns] == whole
     assert asked[0][1] == 64
     assert asked[1][1] == 64 - first - len(between)
     assert asked[0][2] != asked[1][2]

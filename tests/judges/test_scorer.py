@@ -19,6 +19,7 @@ def numpy_bool(prompt, completion): return np.bool_(True)
 def broken(prompt, completion): return {}["key"]
 def forgetful(prompt, completion): pass
 def infinite(prompt, completion): return float("inf")
+def infinite_score(prompt, completion): return Score(float("nan"), False)
 async def later(prompt, completion): return 1.0
 LIMIT = 3
 """
@@ -99,6 +100,7 @@ def test_a_reward_that_cannot_be_loaded_is_the_users_error_in_one_line(name: str
         ("users_rewards:broken", "^reward users_rewards:broken failed on prompt p1: KeyError: 'key'$"),
         ("users_rewards:forgetful", "^reward users_rewards:forgetful returned None for prompt p1; expected a finite"),
         ("users_rewards:infinite", "returned inf for prompt p1"),
+        ("users_rewards:infinite_score", r"returned Score\(reward=nan"),
     ],
 )
 def test_a_reward_that_fails_is_a_judge_error_and_no_score(name: str, message: str) -> None:

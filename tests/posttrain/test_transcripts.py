@@ -45,3 +45,19 @@ def test_older_shards_are_searched_until_there_are_enough(run: Path, capsys: pyt
 def test_nothing_of_the_kind_is_an_error(run: Path) -> None:
     with pytest.raises(DataError, match="no rollout is like that"):
         print_transcripts(run, 10, "reasoning", False)
+
+
+def test_every_turn_of_a_conversation_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talk = group(1, "math", [True])
+    talk.rollouts[0].text = "85"
+    talk.rollouts[0].turns = [
+        {"role": "assistant", "content": "47+38=86"},
+        {"role": "user", "content": "[47+38]=85"},
+        {"role": "assistant", "content": "85"},
+    ]
+    write_shard(tmp_path / "rl/rollouts/attempt-001-step-000001.parquet", [talk])
+    print_transcripts(tmp_path, 1, None, False)
+    said = capsys.readouterr().out.splitlines()[1:]
+    assert said == [
+        "user: ?", "assistant: 47+38=86", "user: [47+38]=85", "assistant: 85", "solved  reward 1  stop  ",
+    ]  # fmt: skip
