@@ -49,7 +49,7 @@ def run_all(config: Config, rundir: RunDir) -> Path:
     pruning = config.prune.enabled and not (rundir.stage("sft") / "kept.parquet").is_file()
     judges = config.generators.count * config.generators.tensor_parallel if pruning else 0
     try:
-        with Cluster.of(config, gpus_beside=max(config.trainer.ranks, judges)):  # the trainer's, and before that the judge's
+        with Cluster.of(config, gpus_beside=max(config.trainer.ranks, judges)):  # the judge's, and later the trainer's
             base = resolve_model(config.model)
             reports["base"] = _evaluated(config, rundir, "base", base)
             if pruning:
