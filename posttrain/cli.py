@@ -74,7 +74,7 @@ def _open(
     from posttrain.config import load_config
 
     loaded = load_config(config, overrides or ())
-    path = run or Path("runs") / Path(config).stem
+    path = run or Path("runs") / Path(config).name.removesuffix(".yaml")
     if dry_run:
         from posttrain.plan import print_plan
 
@@ -198,7 +198,7 @@ def doctor(config: ConfigName, overrides: Overrides = None, run: RunPath = None)
     from posttrain.config import load_config, resolve_model
 
     settings = load_config(config, overrides or ())
-    path = run or Path("runs") / Path(config).stem
+    path = run or Path("runs") / Path(config).name.removesuffix(".yaml")
     _submit_if_asked(path)
     from posttrain.engines import prepare
 

@@ -13,7 +13,7 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -21,9 +21,12 @@ from typing import Any, ClassVar, Self
 
 import ray
 from ray.exceptions import RayActorError, RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from posttrain.balance import spread
 from posttrain.config import Config
+from posttrain.placement import Placement, Roles, Seat
 from posttrain.progress import say
 from posttrain.ray_job import TOKEN_HINT, first_line
 from rollouts.errors import EngineError, UserError
@@ -52,14 +55,15 @@ class Cluster:
 
     _current: ClassVar[Cluster | None] = None
 
-    def __init__(self, config: Config, gpus_beside: int = 0) -> None:
-        """Nothing is started before the first actor is.
+    def __init__(self, config: Config, roles: Roles = ("engine",)) -> None:
+        """Nothing is started or reserved before the first actor is.
 
         Args:
             config: of the run.
-            gpus_beside: GPUs that will be asked for while the pool's engines hold theirs.
+            roles: who will be started here and sits on GPUs, where there are any.
         """
-        self.config, self._gpus_beside = config, gpus_beside
+        self.config, self.placement = config, Placement.of(config, roles)
+        self._group: PlacementGroup | None = None
         self._owned = False
         self._actors: list[Any] = []
         self._pool: GeneratorPool | None = None
@@ -70,9 +74,9 @@ class Cluster:
         self._weights_prefix = f"posttrain-{uuid.uuid4().hex[:12]}"
 
     @classmethod
-    def of(cls, config: Config, gpus_beside: int = 0) -> AbstractContextManager[Cluster]:
+    def of(cls, config: Config, roles: Roles = ("engine",)) -> AbstractContextManager[Cluster]:
         """The cluster of the run that is going on, which stays when the context ends, or a new one."""
-        return nullcontext(cls._current) if cls._current is not None else cls(config, gpus_beside)
+        return nullcontext(cls._current) if cls._current is not None else cls(config, roles)
 
     def __enter__(self) -> Self:
         Cluster._current = self
@@ -102,20 +106,33 @@ class Cluster:
         Cluster._current = None
         for actor in self._actors:
             ray.kill(actor)
+        if self._group is not None:
+            remove_placement_group(self._group)
         for leftover in self._weights.glob(f"{self._weights_prefix}*"):
             self.drop_weights(str(leftover))
         if self._owned:
             ray.shutdown()
 
-    def actor(self, kind: type, *arguments: Any, gpus: float = 0, **options: Any) -> Any:
-        """Starts an actor of a plain class; it ends with the cluster."""
+    def actor(self, kind: type, *arguments: Any, seat: Seat | None = None, **options: Any) -> Any:
+        """Starts an actor of a plain class; it ends with the cluster.
+
+        Args:
+            kind: the class.
+            arguments: of the class.
+            seat: where it takes GPUs; without meaning where the cluster has none.
+            options: of Ray.
+
+        Raises:
+            UserError: the GPUs of the run could not be reserved.
+        """
         self._connect()
         threads = str(self.config.threads)
         handle = (
             ray.remote(kind)
             .options(
                 num_cpus=0,
-                num_gpus=gpus,
+                num_gpus=seat.gpus if seat and self.gpus() else 0,
+                scheduling_strategy=self.strategy(seat),
                 runtime_env={
                     "env_vars": {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0")}
                 },
@@ -131,9 +148,31 @@ class Cluster:
         self._actors.remove(actor)
         ray.kill(actor)
 
-    def gpus(self, wanted: float) -> float:
-        """GPUs to ask for: as many as wanted where the cluster has any, else none."""
-        return wanted if self.resources().get("GPU") else 0
+    def on(self, seat: Seat, function: Callable[[], Any]) -> Any:
+        """What a function returns on the node of a seat; any node where the cluster has no GPU."""
+        self._connect()
+        return ray.get(ray.remote(function).options(num_cpus=0, scheduling_strategy=self.strategy(seat)).remote())
+
+    def strategy(self, seat: Seat | None) -> Any:
+        """Ray's name for a seat; the GPUs of all seats are reserved when the first is asked for.
+
+        Raises:
+            UserError: they could not be.
+        """
+        if seat is None or not self.gpus():
+            return "DEFAULT"
+        if self._group is None:
+            self._group = self._reserve()
+        return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=seat.bundle)
+
+    def gpus(self) -> float:
+        """GPUs of the cluster."""
+        return self.resources().get("GPU", 0)
+
+    def nodes(self) -> list[float]:
+        """GPUs of each node of the cluster."""
+        self._connect()
+        return [node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]]
 
     def resources(self) -> dict[str, float]:
         """What the Ray cluster has, by its names: `CPU`, `GPU`, …"""
@@ -141,27 +180,36 @@ class Cluster:
         found: dict[str, float] = ray.cluster_resources()
         return found
 
-    def check_gpus(self) -> None:
-        """Raises UserError if the cluster has GPUs, but fewer than will be asked for at once: who asks would wait."""
-        self._connect()
-        count, each = self.config.generators.count, self.config.generators.tensor_parallel
-        wanted, there = count * each + self._gpus_beside, ray.cluster_resources().get("GPU", 0)
-        if 0 < there < wanted:
-            beside = f", and {self._gpus_beside} beside them" if self._gpus_beside else ""
-            raise UserError(
-                f"generators.count={count} engines with generators.tensor_parallel={each}{beside}: {wanted} GPUs, but "
-                f"the Ray cluster has {there:g}; lower generators.count or generators.tensor_parallel"
-            )
+    def _reserve(self) -> PlacementGroup:
+        """The bundles of the run, near each other; waits for those that others use.
 
-    def generator(self, model: str, settings: EngineSettings, version: int = 0) -> Any:
+        Raises:
+            UserError: the cluster does not have so many GPUs, or they were not free within `generators.start_timeout`.
+        """
+        self.check_gpus()
+        limit = self.config.generators.start_timeout
+        group = placement_group([{"GPU": size} for size in self.placement.bundles], strategy="PACK")
+        if not group.wait(limit):
+            free = ray.available_resources().get("GPU", 0)
+            remove_placement_group(group)
+            raise UserError(
+                f"waited {limit:.0f} s (generators.start_timeout) for {self.placement.asked()}; the Ray cluster has "
+                f"{self.gpus():g}, of which {free:g} are free; end what uses them, or ask for fewer"
+            )
+        return group
+
+    def check_gpus(self) -> None:
+        """Raises UserError if the cluster has GPUs, but fewer than the run needs: who asks would wait for ever."""
+        if self.gpus() and (lack := self.placement.lack(self.nodes())):
+            raise UserError(f"{self.placement.asked()}, but {lack}")
+
+    def generator(self, model: str, settings: EngineSettings, seat: Seat, version: int = 0) -> Any:
         """Starts a generator actor on a checkpoint.
 
         Raises:
-            UserError: the run asks for more GPUs than there are.
+            UserError: the GPUs of the run could not be reserved.
         """
-        self.check_gpus()
-        gpus = self.gpus(settings.tensor_parallel_size)
-        return self.actor(Generator, model, settings, version, gpus=gpus, max_concurrency=4096)
+        return self.actor(Generator, model, settings, version, seat=seat, max_concurrency=4096)
 
     def pool(self, model: str) -> GeneratorPool:
         """The run's pool of generators, started on first use and given the weights of `model` ever after."""
@@ -219,7 +267,7 @@ class GeneratorPool:
         self._model = model  # whose weights the engines hold between stages
         self._replacing = asyncio.Lock()
         self._loads = itertools.count(-1, -1)  # versions of checkpoints between stages, apart from the policy's own
-        self.actors = [cluster.generator(model, self._settings) for _ in range(self.config.generators.count)]
+        self.actors = [cluster.generator(model, self._settings, seat) for seat in cluster.placement.engines]
         run(self.ready())
 
     async def ready(self) -> None:
@@ -254,7 +302,9 @@ class GeneratorPool:
             if self.actors[index] is not dead:
                 return
             say(f"engine {index} died; starting another in its place")
-            actor = self._cluster.generator(self._model, self._settings, version)
+            actor = self._cluster.generator(
+                self._model, self._settings, self._cluster.placement.engines[index], version
+            )
             timeout = self.config.generators.start_timeout
             await answer(actor.ready.remote(), timeout, "a vLLM engine to start again")
             if weights is not None:

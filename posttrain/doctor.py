@@ -24,6 +24,7 @@ from posttrain import data
 from posttrain.cluster import Cluster, answer, engine_settings, run
 from posttrain.config import Config
 from posttrain.parity import TOLERANCES, Difference, Hypothesis, explain, hypotheses, token_logprobs
+from posttrain.placement import ROLES, Placement
 from posttrain.progress import say
 from posttrain.trainer import PolicyTrainer, check_model
 from rollouts.errors import UserError
@@ -124,7 +125,7 @@ def _checks(config: Config, model: str, folder: Path, load: Load) -> Iterator[Fi
     renderer = Renderer(model)
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
     parameters = count_parameters(model)
-    with Cluster.of(config) as cluster:
+    with Cluster.of(config, ROLES["rl"]) as cluster:
         shared = Path(cluster.weights_path(0)).parent
         yield check_memory(needs(config, parameters), free_memory(), free_gpu_memory())
         yield check_disk(config, parameters, {"the run directory": folder, "published weights": shared})
@@ -133,9 +134,9 @@ def _checks(config: Config, model: str, folder: Path, load: Load) -> Iterator[Fi
         if not devices.ok:
             say("the checks that need an engine are left out")
             return
-        engine = cluster.generator(model, engine_settings(config))
+        engine = cluster.generator(model, engine_settings(config), cluster.placement.engines[0])
         alone = config.model_copy(update={"trainer": config.trainer.model_copy(update={"ranks": 1})})
-        trainer = cluster.actor(ExaminedTrainer, model, model, alone, gpus=cluster.gpus(1))
+        trainer = cluster.actor(ExaminedTrainer, model, model, alone, seat=cluster.placement.trainer[0])
         bench = Bench(config, engine, trainer)
         chosen = random.Random(config.seed).sample(prompts, min(PROMPTS, len(prompts)))
         groups = run(bench.sample([(prompt, renderer.prompt_tokens(prompt.messages)) for prompt in chosen]))
@@ -360,6 +361,8 @@ class Needs:
     engines: int  # devices
     share: float | None  # of a GPU's memory that an engine takes instead, where its KV cache has no size
     published: int  # weights in shared memory: a new version beside the old one
+    gpus: Sequence[tuple[int, int]]  # ranks and engines on each, where there are any
+    limit: float  # share of a GPU's memory that a rank may take
 
     @property
     def memory(self) -> int:
@@ -380,6 +383,8 @@ def needs(config: Config, parameters: int) -> Needs:
         engines=engines.count * engines.tensor_parallel,
         share=engines.gpu_memory_utilization if engines.kv_cache_gib is None else None,
         published=parameters * 4 * 2,
+        gpus=Placement.of(config, ROLES["rl"]).shares(),
+        limit=config.trainer.gpus,
     )
 
 
@@ -425,15 +430,18 @@ def check_memory(needed: Needs, memory: int, gpus: Sequence[Gpu]) -> Finding:
     host = needed.published if gpus else needed.memory
     detail = f"RAM needed {_gib(host)}, free {_gib(memory)} ({parts})"
     short = [] if host <= memory else ["RAM"]
-    for index, gpu in enumerate(gpus[: needed.engines + needed.ranks]):
-        wanted = needed.trainer if index >= needed.engines else needed.engine
-        if index < needed.engines and needed.share is not None:
-            wanted = max(wanted, int(needed.share * gpu.total))
-        detail += f"; GPU {index} needed {_gib(wanted)}, free {_gib(gpu.free)}"
-        short += [f"GPU {index}"] * (wanted > gpu.free)
+    for index, (gpu, (ranks, engines)) in enumerate(zip(gpus, needed.gpus, strict=False)):
+        engine = max(needed.engine, int((needed.share or 0) * gpu.total))
+        wanted = ranks * needed.trainer + engines * engine
+        who = f"{ranks} of the trainer and {engines} of engines"
+        detail += f"; GPU {index} ({who}) needed {_gib(wanted)}, free {_gib(gpu.free)}"
+        if ranks and needed.trainer > needed.limit * gpu.total:
+            short.append(f"the trainer's {needed.limit:g} of GPU {index} (trainer.gpus)")
+        elif wanted > gpu.free:
+            short.append(f"GPU {index}")
     cause = (
         f"too little on {', '.join(short)}: free it, use fewer engines (generators.count), a smaller "
-        "generators.kv_cache_gib or a smaller model"
+        "generators.kv_cache_gib, more trainer.ranks or a smaller model"
     )
     return Finding(name, not short, detail, cause if short else "")
 
@@ -454,28 +462,25 @@ def check_disk(config: Config, parameters: int, places: dict[str, Path]) -> Find
 
 
 def check_devices(config: Config, cluster: Cluster) -> Finding:
-    """Ray answers, and has a GPU for the trainer and for each device of each engine, or none at all."""
+    """Ray answers, and has GPUs for the bundles of the run, or none at all."""
     name, address = "devices", os.environ.get("RAY_ADDRESS")
     try:
         resources = cluster.resources()
     except UserError as error:
         return Finding(name, False, f"RAY_ADDRESS={address}", str(error))
     ray = f"Ray at {address} answers" if address else "a local Ray"
-    return compare_devices(config, ray, int(resources.get("GPU", 0)), int(resources.get("CPU", 0)))
+    return compare_devices(config, ray, cluster.nodes(), int(resources.get("CPU", 0)))
 
 
-def compare_devices(config: Config, ray: str, gpus: int, cores: int) -> Finding:
-    """Of the devices that a cluster has with those that the run asks for."""
-    name, engines = "devices", config.generators
-    if not gpus:
+def compare_devices(config: Config, ray: str, nodes: Sequence[float], cores: int) -> Finding:
+    """Of the devices that a cluster has, the GPUs node by node, with those that the run asks for."""
+    name, engines, placement = "devices", config.generators, Placement.of(config, ROLES["rl"])
+    if not any(nodes):
         threads = config.threads * (engines.count + config.trainer.ranks)
         busy = " (more threads than cores halve the speed of all)" if threads > cores else ""
         return Finding(name, True, f"{ray}, no GPU; {threads} threads of engines and trainer on {cores} cores{busy}")
-    wanted = engines.count * engines.tensor_parallel + config.trainer.ranks
-    of = f"{engines.count} engines x {engines.tensor_parallel} and {config.trainer.ranks} for the trainer"
-    detail = f"{ray}, {gpus} GPUs; needed {wanted}: {of}"
-    cause = "lower generators.count or generators.tensor_parallel, or the run waits for a GPU until start_timeout"
-    return Finding(name, wanted <= gpus, detail, "" if wanted <= gpus else cause)
+    lack = placement.lack(nodes)
+    return Finding(name, not lack, f"{ray}, {sum(nodes):g} GPUs; needed {placement.asked()}", lack)
 
 
 def _gib(size: float) -> str:

@@ -6,6 +6,7 @@ stage that was stopped is resumed from its newest checkpoint.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from judges.scorer import load_scorer
@@ -23,6 +25,7 @@ from posttrain.cluster import Cluster, run
 from posttrain.config import Config, resolve_model
 from posttrain.dpo import train_dpo
 from posttrain.evaluate import Report, change, evaluate
+from posttrain.placement import ROLES
 from posttrain.progress import bar, console, say
 from posttrain.prune import prune
 from posttrain.rl_stage import train_rl
@@ -47,14 +50,13 @@ def run_all(config: Config, rundir: RunDir) -> Path:
     before = json.loads(clock.read_text()) if clock.is_file() else 0.0
     reports: dict[str, dict[str, Any]] = {}
     pruning = config.prune.enabled and not (rundir.stage("sft") / "kept.parquet").is_file()
-    judges = config.generators.count * config.generators.tensor_parallel if pruning else 0
     try:
-        with Cluster.of(config, gpus_beside=max(config.trainer.ranks, judges)):  # the judge's, and later the trainer's
-            base = resolve_model(config.model)
-            reports["base"] = _evaluated(config, rundir, "base", base)
-            if pruning:
+        with Cluster.of(config, ROLES["run" if pruning else "rl"]):
+            if pruning:  # before the pool starts: the judge's engines take its GPUs, and the trainer's
                 _heading("prune")
                 prune(config, rundir)
+            base = resolve_model(config.model)
+            reports["base"] = _evaluated(config, rundir, "base", base)
             for stage, train in TRAIN.items():
                 checkpoint = _trained(config, rundir, stage, train)
                 reports[stage] = _evaluated(config, rundir, stage, str(checkpoint))
@@ -101,6 +103,8 @@ def _trained(config: Config, rundir: RunDir, stage: str, train: Train) -> Path:
         return newest
     _heading(stage)
     checkpoint = train(config, rundir, "auto" if newest else None)
+    gc.collect()
+    torch.cuda.empty_cache()  # this process trained; what comes next may need the memory of the same GPU
     write_json(done, {"checkpoint": str(checkpoint)})
     return checkpoint
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from posttrain.config import Config, resolve_data, resolve_model
+from posttrain.placement import ROLES, Placement
 
 STAGES = ("prune", "sft", "rl", "dpo")
 
@@ -32,8 +33,18 @@ def print_plan(command: str, config: Config, run: Path) -> None:
     }
     for stage in STAGES if command == "run" else (command,):
         print(f"# {stage}: {lines[stage]}")
+    _print_placement(Placement.of(config, ROLES.get(command, ())))
     if command == "run":
         print(f"# evaluations: base and each stage on {_data(config, 'heldout')}")
+
+
+def _print_placement(placement: Placement) -> None:
+    """Who takes which GPUs, where the cluster has any."""
+    if placement.gpus:
+        bundles = f"{len(placement.bundles)} bundle" + "s" * (len(placement.bundles) > 1)
+        print(f"# GPUs: {placement.gpus} in {bundles} of one placement group; none where the cluster has none")
+    for line in placement.lines():
+        print(f"#   {line}")
 
 
 def _data(config: Config, what: str) -> str:

@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from judges.pruner import keep
 from posttrain import data
 from posttrain.cluster import Cluster, answer, engine_settings, run
 from posttrain.config import Config, resolve_data, resolve_model
+from posttrain.placement import ROLES
 from posttrain.progress import bar, say
 from posttrain.rundir import RunDir, check_model
 from rollouts.errors import ConfigError
@@ -54,7 +55,7 @@ def prune(config: Config, rundir: RunDir) -> Pruned:
     template = _template(config)
     check_model(model)
     rundir.save_config()
-    with Cluster.of(config) as cluster:
+    with Cluster.of(config, ROLES["prune"]) as cluster:
         verdicts = run(_judge(config, cluster, model, template, rows))
     kept = keep(verdicts, [row.capability for row in rows], config.prune.keep_ratio)
     _write(rundir.stage("sft"), rows, verdicts, kept)
@@ -82,9 +83,10 @@ def _template(config: Config) -> str:
 async def _judge(
     config: Config, cluster: Cluster, model: str, template: str, rows: Sequence[Demonstration]
 ) -> list[Verdict]:
-    """Judges in chunks, on as many engines as the pool will have; they end with the stage, their memory is needed."""
-    settings = engine_settings(config, logprobs_mode="raw_logprobs")
-    engines = [cluster.generator(model, settings) for _ in range(config.generators.count)]
+    """Judges in chunks, on engines that end with the stage: the pool and the trainer need their memory and GPUs."""
+    width = config.judge.tensor_parallel or config.generators.tensor_parallel
+    settings = replace(engine_settings(config, logprobs_mode="raw_logprobs"), tensor_parallel_size=width)
+    engines = [cluster.generator(model, settings, seat) for seat in cluster.placement.judge]
     limits = config.generators
     await asyncio.gather(
         *(answer(engine.ready.remote(), limits.start_timeout, "the judge to start") for engine in engines)

@@ -20,6 +20,7 @@ from posttrain.interrupt import Stopped, on_interrupt
 from posttrain.ledger import Ledger
 from posttrain.metrics import MetricsLog
 from posttrain.parity import MAX_DRIFT, probable_causes
+from posttrain.placement import ROLES
 from posttrain.progress import bar, say
 from posttrain.rl import Controller, Step
 from posttrain.rundir import RunDir, write_json
@@ -73,9 +74,11 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
     heldout = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say) if config.rl.eval_every else []
     rundir.save_config()
-    with Cluster.of(config, gpus_beside=config.trainer.ranks) as cluster:  # the trainer's
+    with Cluster.of(config, ROLES["rl"]) as cluster:
         stage = RLStage(config, rundir, cluster, renderer, parent, checkpoint)
-        return run(stage.run(prompts, heldout[: config.rl.eval_prompts]))
+        newest: Path = run(stage.run(prompts, heldout[: config.rl.eval_prompts]))
+        stage.workers.trainer.end()
+        return newest
 
 
 class RLStage:

@@ -64,13 +64,15 @@ class PolicyTrainer:
             config: of the run.
             rank: of this process among `trainer.ranks`.
             address: `host:port` where rank 0 listens; only needed for several ranks.
-            device: where to train; the first GPU if there is one, else the CPU.
+            device: where to train; the first GPU if there is one, else the CPU. Ray shows an actor only its own GPU.
         """
         torch.manual_seed(config.seed)
         torch.set_num_threads(config.threads)
         self.config, self._settings = config.rl, config.trainer
         self._dtype = getattr(torch, config.trainer.dtype or config.dtype)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cuda" and config.trainer.gpus < 1:  # an engine has the rest
+            torch.cuda.set_per_process_memory_fraction(config.trainer.gpus)
         self.ranks = Ranks(self.device, rank, config.trainer.ranks, address, config.rl.step_timeout)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self._lora = config.lora

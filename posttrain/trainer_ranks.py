@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
 from posttrain.cluster import Cluster, answer
 from posttrain.ranks import free_address
 from posttrain.step_metrics import StepMetrics
@@ -19,13 +17,18 @@ class TrainerRanks:
 
     def __init__(self, cluster: Cluster, model: str, reference: str) -> None:
         """Starts `trainer.ranks` actors on a checkpoint; see `PolicyTrainer`."""
-        self._limit = cluster.config.rl.step_timeout
-        ranks = cluster.config.trainer.ranks
-        address = ray.get(ray.remote(free_address).options(num_cpus=0).remote()) if ranks > 1 else ""
+        self._cluster, self._limit = cluster, cluster.config.rl.step_timeout
+        seats = cluster.placement.trainer
+        address = cluster.on(seats[0], free_address) if len(seats) > 1 else ""
         self.actors = [
-            cluster.actor(PolicyTrainer, model, reference, cluster.config, rank, address, gpus=cluster.gpus(1))
-            for rank in range(ranks)
+            cluster.actor(PolicyTrainer, model, reference, cluster.config, rank, address, seat=seat)
+            for rank, seat in enumerate(seats)
         ]
+
+    def end(self) -> None:
+        """Ends all ranks: their memory is needed by what comes next."""
+        for actor in self.actors:
+            self._cluster.end(actor)
 
     async def ready(self, limit: float) -> None:
         """Waits until every rank has loaded the policy."""

@@ -311,6 +311,8 @@ def _start_engine(model: str, settings: EngineSettings) -> Any:
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             tensor_parallel_size=settings.tensor_parallel_size,
+            # Else vLLM would start actors of its own in the placement group that it finds itself in, which is full.
+            distributed_executor_backend="mp" if settings.tensor_parallel_size > 1 else None,
             enforce_eager=settings.enforce_eager,
             gpu_memory_utilization=settings.gpu_memory_utilization,
             logprobs_mode=settings.logprobs_mode,

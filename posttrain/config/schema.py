@@ -99,9 +99,12 @@ class GeneratorsConfig(Section):
     kv_cache_gib: float | None = Field(default=0.25, gt=0)
     """KV cache per engine, in GiB; saves the profiling at start. null: what `gpu_memory_utilization` leaves."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
-    """Share of a GPU's memory that an engine takes; without meaning on a CPU."""
+    """Share of a GPU's memory that an engine takes; without meaning on a CPU. On a shared GPU at most `gpus`."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs per engine."""
+    """GPUs that an engine's weights are spread over, all on one node."""
+    gpus: float | None = Field(default=None, gt=0)
+    """GPUs of each engine, where the cluster has any. Below 1 it shares one with others, which `tensor_parallel: 1`
+    allows. null: `tensor_parallel`."""
     enforce_eager: bool = True
     """Run without compiling: starts in seconds instead of a minute, generates more slowly."""
     start_timeout: float = Field(default=300.0, gt=0)
@@ -109,12 +112,32 @@ class GeneratorsConfig(Section):
     request_timeout: float = Field(default=600.0, gt=0)
     """Seconds until an engine that does not answer counts as dead: its draws are re-issued, it is restarted."""
 
+    @property
+    def gpus_each(self) -> float:
+        """GPUs of each engine, where the cluster has any."""
+        return self.tensor_parallel if self.gpus is None else self.gpus
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        whole = self.tensor_parallel
+        if self.gpus_each != whole and (self.gpus_each > 1 or whole > 1):
+            below = " or less" if whole == 1 else ""
+            why = f"an engine with generators.tensor_parallel={whole} takes so many GPUs; expected {whole}{below}"
+            raise conflict("gpus", self.gpus, why)
+        if self.gpus_each < 1 and self.gpu_memory_utilization > self.gpus_each:
+            why = f"an engine has generators.gpus={self.gpus:g} of a GPU that it shares; expected at most so much"
+            raise conflict("gpu_memory_utilization", self.gpu_memory_utilization, why)
+        return self
+
 
 class TrainerConfig(Section):
     """The processes that train the policy in RL."""
 
     ranks: int = Field(default=1, ge=1)
-    """Processes that train together, each on a GPU of its own where the cluster has any."""
+    """Processes that train together."""
+    gpus: float = Field(default=1, gt=0, le=1)
+    """GPUs of each rank, where the cluster has any. Below 1 it shares one with an engine, whose `generators.gpus` is
+    below 1 too, and takes at most this share of its memory."""
     parallelism: Literal["ddp", "fsdp"] = "fsdp"
     """Of several ranks. `ddp`: each holds the whole policy. `fsdp`: each holds a part of parameters, gradients and
     optimizer."""
@@ -133,6 +156,10 @@ class JudgeConfig(Section):
     """Path of a text file with the judge's prompt. null: the built-in one."""
     max_prompt_tokens: int = Field(default=4096, ge=1)
     """Longest prompt that the judge reads, in tokens."""
+    count: int | None = Field(default=None, ge=1)
+    """Engines that judge, on the GPUs that the pool and the trainer use later. null: `generators.count`."""
+    tensor_parallel: int | None = Field(default=None, ge=1)
+    """GPUs of each of them. null: `generators.tensor_parallel`."""
 
 
 class PruneConfig(Section):
@@ -496,6 +523,12 @@ class Config(Section):
             why = "a batch has rl.prompts_per_step * rl.group_size = {} rollouts; expected at most one rank for each"
             why = why.format(self.rl.prompts_per_step * self.rl.group_size)
             raise conflict("trainer.ranks", self.trainer.ranks, why)
+        if self.trainer.gpus < 1 and self.trainer.gpus + self.generators.gpus_each > 1:
+            why = (
+                "a rank with a part of a GPU shares it with an engine, whose generators.gpus={:g}; expected at most 1 "
+            )
+            why = why.format(self.generators.gpus_each) + "for the two together"
+            raise conflict("trainer.gpus", self.trainer.gpus, why)
         lengths = {"rl.sampling.max_tokens": self.rl.sampling.max_tokens, "eval.max_tokens": self.eval.max_tokens}
         for key, length in lengths.items():
             if length >= self.max_model_len:

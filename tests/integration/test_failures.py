@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from posttrain.cluster import Cluster, run
 from posttrain.config import Config, load_config, resolve_model
 from posttrain.pipeline import evaluate_checkpoint, run_all
+from posttrain.placement import ROLES
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import Manifest, RunDir
 from posttrain.slots import Draw, Judged
@@ -31,12 +32,12 @@ BASE = resolve_model("tiny:base")
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A Ray that says it has two GPUs, on which no actor may start."""
+    """A Ray that says it has two GPUs, on which no placement group may be asked for, and so no actor can start."""
 
-    def actor(*arguments: object, **options: object) -> None:
-        raise AssertionError("an actor was started")
+    def group(*arguments: object, **options: object) -> None:
+        raise AssertionError("a placement group was asked for")
 
-    monkeypatch.setattr(Cluster, "actor", actor)
+    monkeypatch.setattr("posttrain.cluster.placement_group", group)
     ray.init(
         address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
         object_store_memory=100 * 2**20,
@@ -59,22 +60,24 @@ def line(config: Config, path: Path, what: str) -> str:
 
 
 def test_more_gpus_than_there_are_is_an_error_before_any_engine_starts(two_gpus: None, tmp_path: Path) -> None:
-    mend = "but the Ray cluster has 2; lower generators.count or generators.tensor_parallel"
+    mend = (
+        "but the Ray cluster has 2; lower these, or let trainer and engines share GPUs (trainer.gpus and "
+        "generators.gpus below 1)"
+    )
     two = load_config("tiny", ["generators.count=2", "data.demonstrations.limit=20"])
-    engines = "generators.count=2 engines with generators.tensor_parallel=1"
-    assert line(two, tmp_path / "a", "rl") == f"{engines}, and 1 beside them: 3 GPUs, {mend}"
-    assert line(two, tmp_path / "b", "run") == f"{engines}, and 2 beside them: 4 GPUs, {mend}"
+    both = "trainer.ranks=1 with 1 GPU each, generators.count=2 with 1 GPU each"
+    assert line(two, tmp_path / "a", "rl") == f"{both}: 3 GPUs, {mend}"
+    assert line(two, tmp_path / "b", "run") == f"{both}, judge.count=2 with 1 GPU each: 3 GPUs, {mend}"
     wide = load_config("tiny", ["generators.count=1", "generators.tensor_parallel=4"])
-    engines = "generators.count=1 engines with generators.tensor_parallel=4"
-    assert line(wide, tmp_path / "c", "eval") == f"{engines}: 4 GPUs, {mend}"
+    assert line(wide, tmp_path / "c", "eval") == f"generators.count=1 with 4 GPUs each: 4 GPUs, {mend}"
 
 
 def test_as_many_gpus_as_there_are_will_do(two_gpus: None) -> None:
-    with Cluster(load_config("tiny", ["generators.count=1"]), gpus_beside=1) as cluster:
+    with Cluster(load_config("tiny", ["generators.count=1"]), ROLES["rl"]) as cluster:
         cluster.check_gpus()
     with Cluster(load_config("tiny", ["generators.count=2"])) as cluster:
         cluster.check_gpus()
-    with Cluster(load_config("tiny", ["generators.count=2"]), gpus_beside=1) as cluster, pytest.raises(UserError):
+    with Cluster(load_config("tiny", ["generators.count=2"]), ROLES["rl"]) as cluster, pytest.raises(UserError):
         cluster.check_gpus()
 
 

@@ -250,14 +250,25 @@ def test_memory_of_a_host_without_gpus() -> None:
 
 def test_memory_of_each_gpu() -> None:
     needed = needs(load_config("tiny", ["generators.kv_cache_gib=1.0"]), GIB)  # engines 5 GiB, trainer 16, published 8
-    gpus = [Gpu(5 * GIB, 80 * GIB), Gpu(5 * GIB, 80 * GIB), Gpu(16 * GIB, 80 * GIB)]
+    gpus = [Gpu(16 * GIB, 80 * GIB), Gpu(5 * GIB, 80 * GIB), Gpu(5 * GIB, 80 * GIB)]
     assert check_memory(needed, 8 * GIB, gpus).ok
-    found = check_memory(needed, 8 * GIB, [gpus[0], gpus[1], Gpu(15 * GIB, 80 * GIB)])
+    found = check_memory(needed, 8 * GIB, [Gpu(15 * GIB, 80 * GIB), *gpus[1:]])
     assert not found.ok
-    assert found.cause.startswith("too little on GPU 2: ")
+    assert found.cause.startswith("too little on GPU 0: ")
     assert check_memory(needed, 8 * GIB - 1, gpus).cause.startswith("too little on RAM: ")
     whole = replace(needed, share=0.85)  # vLLM takes that share, whatever it needs
-    assert check_memory(whole, 8 * GIB, gpus).cause.startswith("too little on GPU 0, GPU 1: ")
+    assert check_memory(whole, 8 * GIB, gpus).cause.startswith("too little on GPU 1, GPU 2: ")
+
+
+def test_memory_of_a_gpu_that_trainer_and_engine_share() -> None:
+    shared = ["trainer.gpus=0.5", "generators.gpus=0.5", "generators.gpu_memory_utilization=0.5"]
+    needed = needs(load_config("tiny", [*shared, "generators.count=1", "generators.kv_cache_gib=1.0"]), GIB)
+    assert check_memory(needed, 8 * GIB, [Gpu(21 * GIB, 40 * GIB)]).ok
+    found = check_memory(needed, 8 * GIB, [Gpu(21 * GIB - 1, 40 * GIB)])
+    assert found.cause.startswith("too little on GPU 0: ")
+    assert "GPU 0 (1 of the trainer and 1 of engines) needed 21.00 GiB, free 21.00 GiB" in found.detail
+    found = check_memory(needed, 8 * GIB, [Gpu(30 * GIB, 31 * GIB)])  # half of it is less than the trainer's 16
+    assert found.cause.startswith("too little on the trainer's 0.5 of GPU 0 (trainer.gpus): ")
 
 
 def test_free_memory_is_the_containers_where_that_is_less(tmp_path: Path) -> None:
@@ -286,14 +297,20 @@ def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.cause.startswith(f"too little room on {tmp_path}: ")
 
 
-@pytest.mark.parametrize(("gpus", "ok"), [(0, True), (4, False), (5, True), (8, True)])
-def test_gpus_are_counted(gpus: int, ok: bool) -> None:
+@pytest.mark.parametrize(
+    ("nodes", "ok"),
+    [([], True), ([0], True), ([4], False), ([5], True), ([8], True), ([3, 2], True), ([1] * 8, False)],
+)
+def test_gpus_are_counted(nodes: list[float], ok: bool) -> None:
     config = load_config("tiny", ["generators.count=2", "generators.tensor_parallel=2"])
-    found = compare_devices(config, "Ray", gpus, cores=2)
+    found = compare_devices(config, "Ray", nodes, cores=2)
     assert found.ok == ok
     assert bool(found.cause) != ok
-    if gpus:
-        assert "needed 5: 2 engines x 2 and 1 for the trainer" in found.detail
+    if any(nodes):
+        asked = "needed trainer.ranks=1 with 1 GPU each, generators.count=2 with 2 GPUs each: 5 GPUs"
+        assert found.detail == f"Ray, {sum(nodes)} GPUs; {asked}"
+    if nodes == [1] * 8:
+        assert found.cause.startswith("2 of them on one node, and no node of the Ray cluster has more than 1; ")
 
 
 def test_a_finding_is_one_line() -> None:
