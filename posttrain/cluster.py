@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from posttrain.balance import spread
 from posttrain.config import Config
-from posttrain.placement import Placement, Roles, Seat
+from posttrain.placement import ROLES, Placement, Roles, Seat
 from posttrain.progress import say
 from posttrain.ray_job import TOKEN_HINT, first_line
 from rollouts.errors import EngineError, UserError
@@ -55,7 +55,7 @@ class Cluster:
 
     _current: ClassVar[Cluster | None] = None
 
-    def __init__(self, config: Config, roles: Roles = ("engine",)) -> None:
+    def __init__(self, config: Config, roles: Roles = ROLES["rl"]) -> None:
         """Nothing is started or reserved before the first actor is.
 
         Args:
@@ -74,7 +74,7 @@ class Cluster:
         self._weights_prefix = f"posttrain-{uuid.uuid4().hex[:12]}"
 
     @classmethod
-    def of(cls, config: Config, roles: Roles = ("engine",)) -> AbstractContextManager[Cluster]:
+    def of(cls, config: Config, roles: Roles) -> AbstractContextManager[Cluster]:
         """The cluster of the run that is going on, which stays when the context ends, or a new one."""
         return nullcontext(cls._current) if cls._current is not None else cls(config, roles)
 

@@ -19,6 +19,7 @@ from posttrain import data
 from posttrain.cluster import Cluster, GeneratorPool, run
 from posttrain.config import Config, resolve_model
 from posttrain.pairs import PreferencePair, Sampled, mine
+from posttrain.placement import ROLES
 from posttrain.progress import bar, say
 from posttrain.rundir import RunDir
 from rollouts.errors import ConfigError, DataError
@@ -98,7 +99,7 @@ def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
     fresh: list[Sampled] = []
     if config.dpo.fresh_prompts:
-        with Cluster.of(config) as cluster:
+        with Cluster.of(config, ROLES["dpo"]) as cluster:
             fresh = run(_fresh(config, renderer, cluster.pool(model), prompts))
     recorded = _recorded(rundir, {prompt.prompt_id: prompt for prompt in prompts})
     pairs: list[PreferencePair] = []

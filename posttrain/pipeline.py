@@ -142,7 +142,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str) -> Report:
         for temperature in settings.temperatures
         if temperature != 1.0
     }
-    with Cluster.of(config) as cluster:
+    with Cluster.of(config, ROLES["eval"]) as cluster:
         pool = cluster.pool(checkpoint)
         with bar("eval", len(prompts) * sum(each.values()), "sample") as progress:
             report: Report = run(evaluate(pool, renderer, prompts, scorer, config, advance=progress.advance))

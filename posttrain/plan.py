@@ -33,9 +33,10 @@ def print_plan(command: str, config: Config, run: Path) -> None:
     }
     for stage in STAGES if command == "run" else (command,):
         print(f"# {stage}: {lines[stage]}")
-    _print_placement(Placement.of(config, ROLES.get(command, ())))
     if command == "run":
         print(f"# evaluations: base and each stage on {_data(config, 'heldout')}")
+    judged = command != "run" or config.prune.enabled
+    _print_placement(Placement.of(config, ROLES.get(command if judged else "rl", ())))
 
 
 def _print_placement(placement: Placement) -> None:

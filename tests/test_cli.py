@@ -287,7 +287,8 @@ def test_dry_run_prints_settings_and_plan(posttrain: Command, tmp_path: Path) ->
     settings, _, plan = out.partition("\n# ")
     assert json.loads(settings) == load_config("tiny", ["rl.steps=7", "rl.max_staleness=0"]).resolved()
     lines = dict(line.removeprefix("# ").split(": ", 1) for line in plan.splitlines())
-    assert list(lines) == ["run directory", "base model", "prune", "sft", "rl", "dpo", "evaluations"]
+    assert list(lines)[:8] == ["run directory", "base model", "prune", "sft", "rl", "dpo", "evaluations", "GPUs"]
+    assert [line.split()[0] for line in list(lines)[8:]] == ["trainer", "engine", "engine", "judge", "judge"]
     assert lines["run directory"] == str(tmp_path / "r")
     assert lines["rl"].startswith("7 steps of 16 prompts x 8 rollouts from ")
     assert "staleness at most 0" in lines["rl"]

@@ -85,7 +85,7 @@ def test_commands_are_found_and_a_wrong_one_does_not_parse() -> None:
 
 
 def test_the_shown_dry_run_prints_settings_and_plan(project: Path) -> None:
-    (arguments,) = [arguments for arguments in commands("posttrain") if "--dry-run" in arguments]
+    (arguments,) = [arguments for arguments in commands("posttrain") if {"my.yaml", "--dry-run"} <= {*arguments}]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert '"reward": "my_rewards:exact_total"' in result.output

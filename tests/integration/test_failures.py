@@ -73,11 +73,11 @@ def test_more_gpus_than_there_are_is_an_error_before_any_engine_starts(two_gpus:
 
 
 def test_as_many_gpus_as_there_are_will_do(two_gpus: None) -> None:
-    with Cluster(load_config("tiny", ["generators.count=1"]), ROLES["rl"]) as cluster:
+    with Cluster(load_config("tiny", ["generators.count=1"])) as cluster:
         cluster.check_gpus()
-    with Cluster(load_config("tiny", ["generators.count=2"])) as cluster:
+    with Cluster(load_config("tiny", ["generators.count=2"]), ROLES["eval"]) as cluster:
         cluster.check_gpus()
-    with Cluster(load_config("tiny", ["generators.count=2"]), ROLES["rl"]) as cluster, pytest.raises(UserError):
+    with Cluster(load_config("tiny", ["generators.count=2"])) as cluster, pytest.raises(UserError):
         cluster.check_gpus()
 
 

@@ -154,7 +154,7 @@ def test_what_runs_beside_an_actor_runs_on_its_node(two_nodes: str) -> None:
         assert node_id() != two_nodes
         assert cluster.on(cluster.placement.trainer[0], node_id) == two_nodes
     wide = config("generators.count=1", "generators.tensor_parallel=3")
-    with Cluster(wide) as cluster, pytest.raises(UserError, match="3 GPUs, but the Ray cluster has 2"):
+    with Cluster(wide, ROLES["eval"]) as cluster, pytest.raises(UserError, match="3 GPUs, but the Ray cluster has 2"):
         cluster.actor(Dummy, seat=cluster.placement.engines[0])
 
 

@@ -1,6 +1,7 @@
 """Bundles and seats for several configurations, without Ray."""
 
 import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -127,6 +128,12 @@ def test_what_is_lacking() -> None:
     assert Placement((), (), (), ()).lack([]) == ""
 
 
+def test_a_run_that_does_not_prune_has_no_judge() -> None:
+    printed = CliRunner().invoke(app, ["run", "tiny", "--dry-run", "prune.enabled=false"]).output
+    assert "engine 1 -> bundle 2" in printed
+    assert "judge 0" not in printed
+
+
 def test_the_dry_run_prints_the_allocation() -> None:
     printed = CliRunner().invoke(app, ["rl", "llama-3.1-8b", "--dry-run"])
     assert printed.exit_code == 0, printed.output
@@ -134,6 +141,7 @@ def test_the_dry_run_prints_the_allocation() -> None:
     ranks = [f"#trainer rank {rank} -> bundle {rank}: 1 of 1 GPU" for rank in range(4)]
     assert seats == ranks + [f"#engine {engine} -> bundle {4 + engine}: 1 of 1 GPU" for engine in range(4)]
     assert "# GPUs: 8 in 8 bundles of one placement group; none where the cluster has none" in printed.output
+    assert f"# run directory: {Path.cwd()}/runs/llama-3.1-8b" in printed.output
     one = CliRunner().invoke(app, ["run", "llama-3.2-1b", "--dry-run"]).output
     assert "# GPUs: 1 in 1 bundle of one placement group; none where the cluster has none" in one
     assert "judge 0 -> bundle 0: 0.4 of 1 GPU, before the others start" in one
