@@ -63,7 +63,7 @@ class TimedGenerator(Generator):
 
     def _set_version(self, version: int) -> None:
         started = time.perf_counter()
-        self._in_flight = self._engine.get_num_unfinished_requests()
+        self._in_flight, self._steps_at_update = self._engine.get_num_unfinished_requests(), len(self._steps)
         super()._set_version(version)
         self._reset_seconds = time.perf_counter() - started
 
@@ -74,16 +74,14 @@ class TimedGenerator(Generator):
         while requests and len(self._steps) < STEPS_BEFORE:
             await asyncio.sleep(0.001)
         pause = await self.update_weights(path, version)
-        before = len(self._steps)
         await asyncio.gather(*waiting)
         found = {
             "pause_ms": 1e3 * pause, "load_ms": 1e3 * (pause - self._reset_seconds),
             "reset_ms": 1e3 * self._reset_seconds, "in_flight": self._in_flight,
         }  # fmt: skip
         if requests:
-            usual = statistics.median(self._steps[1:before])
-            # The step after an update is much longer than those before it, and may have ended before we looked.
-            first = max(self._steps[before - 1 : before + 2])
+            usual = statistics.median(self._steps[1 : self._steps_at_update])  # the first one computed the prompts
+            first = self._steps[self._steps_at_update]
             found |= {"recompute_ms": 1e3 * (first - usual), "silence_ms": 1e3 * (pause + first)}
         return found
 
@@ -109,12 +107,13 @@ class TimedGenerator(Generator):
             finalize_layerwise_reload(transfer.model, transfer.model_config)
             return time.perf_counter() - started
 
-        # On the engine's thread, as the update is.
-        future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        loop = future.get_loop()
-        self._submit(
-            lambda: loop.call_soon_threadsafe(future.set_result, self._engine.collective_rpc(reload)[0]) and None
-        )
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[float] = loop.create_future()
+
+        def command() -> None:
+            loop.call_soon_threadsafe(future.set_result, self._engine.collective_rpc(reload)[0])
+
+        self._submit(command)  # on the engine's thread, as the update is
         repack = await future
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         return {"memcpy_ms": 1e3 * memcpy, "repack_ms": 1e3 * repack, "bytes": size}
