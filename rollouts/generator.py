@@ -263,7 +263,7 @@ def _start_engine(model: str, settings: EngineSettings) -> Any:
 
 
 def engine_arguments(model: str, settings: EngineSettings) -> Any:
-    """vLLM's `EngineArgs`; sets the environment and the threads as well, since vLLM reads them when it is imported."""
+    """Gives vLLM's `EngineArgs`; also sets environment and threads, which vLLM reads when it is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

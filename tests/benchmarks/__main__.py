@@ -24,7 +24,7 @@ def main() -> None:
     """Runs the named benchmarks, or all but the long one, one after the other."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all but quality by default")
-    parser.add_argument("--quick", action="store_true", help="one tiny repetition: proves that it runs, measures nothing")
+    parser.add_argument("--quick", action="store_true", help="one tiny repetition, to see that it runs; no figures")
     parser.add_argument("--fresh", action="store_true", help="forget the finished measurements in runs/bench")
     parser.add_argument("--arms", type=int, metavar="N", help="quality: measure at most N unfinished arms, then stop")
     given = parser.parse_args()

@@ -122,7 +122,7 @@ def main(options: Options) -> dict[str, Any]:
         "model": config.model, "dtype": config.dtype, "threads": config.threads, "block_size": 32,
         "enforce_eager": config.generators.enforce_eager, "kv_cache_gib": config.generators.kv_cache_gib,
         "sampling": config.rl.sampling.model_dump(), "group_size": config.rl.group_size,
-        "prompts": 4 if options.quick else 64, "repetitions": 1 if options.quick else 7,
+        "prompts": 4 if options.quick else 128, "repetitions": 1 if options.quick else 7,
     }  # fmt: skip
     bench = Bench("generate", options, settings, (Path(__file__),))
     with Cluster(config) as cluster:

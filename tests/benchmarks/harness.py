@@ -72,10 +72,11 @@ class Cache:
         if fresh:
             path.unlink(missing_ok=True)
         if path.is_file():
-            lines = path.read_text().splitlines(keepends=True)
-            # A process that was killed while it wrote leaves a last line without its end.
-            entries = [json.loads(line) for line in lines if line.endswith("\n")]
-            self._found = {entry["key"]: entry for entry in entries}
+            text = path.read_text()
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:  # a process that was killed while it wrote leaves a last line without its end
+                path.write_text(whole)
+            self._found = {entry["key"]: entry for entry in map(json.loads, whole.splitlines())}
 
     @staticmethod
     def key(identity: Mapping[str, Any]) -> str:
@@ -89,9 +90,8 @@ class Cache:
     def put(self, key: str, entry: dict[str, Any]) -> None:
         """Appends an entry to the file."""
         self._found[key] = {"key": key, **entry}
-        text = self.path.read_text() if self.path.is_file() else ""
         with self.path.open("a") as file:
-            file.write(("\n" if text and not text.endswith("\n") else "") + json.dumps(self._found[key]) + "\n")
+            file.write(json.dumps(self._found[key]) + "\n")
             file.flush()
             os.fsync(file.fileno())
 

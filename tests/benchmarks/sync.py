@@ -21,7 +21,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +50,7 @@ class TimedGenerator(Generator):
         """Starts the engine."""
         self._reset_seconds = 0.0
         self._steps: list[float] = []
+        self._warm: Callable[[], object] = int  # called when the requests have had their steps
         super().__init__(model, settings, version)
         step = self._engine.step
 
@@ -57,6 +58,8 @@ class TimedGenerator(Generator):
             started = time.perf_counter()
             outputs = step()
             self._steps.append(time.perf_counter() - started)
+            if len(self._steps) == STEPS_BEFORE:
+                self._warm()
             return outputs
 
         self._engine.step = timed
@@ -70,9 +73,11 @@ class TimedGenerator(Generator):
     async def update(self, path: str, version: int, requests: Sequence[Request]) -> Measurement:
         """Loads weights while requests are in flight; milliseconds."""
         self._steps.clear()
+        loop, warm = asyncio.get_running_loop(), asyncio.Event()
+        self._warm = lambda: loop.call_soon_threadsafe(warm.set)
         waiting = [asyncio.ensure_future(self.generate(request)) for request in requests]
-        while requests and len(self._steps) < STEPS_BEFORE:
-            await asyncio.sleep(0.001)
+        if requests:
+            await warm.wait()
         pause = await self.update_weights(path, version)
         await asyncio.gather(*waiting)
         found = {
@@ -212,8 +217,8 @@ def main(options: Options) -> dict[str, Any]:
         large |= {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
                   "num_key_value_heads": 4}  # fmt: skip
     settings = {
-        "model": config.model, "dtype": config.dtype, "threads": config.threads, "in_flight": 8 if options.quick else 64,
-        "steps_before": STEPS_BEFORE, "large": large, "large_dtype": "float32",
+        "model": config.model, "dtype": config.dtype, "threads": config.threads,
+        "in_flight": 8 if options.quick else 64, "steps_before": STEPS_BEFORE, "large": large, "large_dtype": "float32",
         "repetitions": 1 if options.quick else 15, "large_repetitions": 1 if options.quick else 5,
     }  # fmt: skip
     bench = Bench("sync", options, settings, (Path(__file__),))

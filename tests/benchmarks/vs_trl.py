@@ -1,10 +1,10 @@
 """Seconds per RL step beside TRL's `GRPOTrainer`, for the same trained tokens. Target: at most 0.45 of TRL's.
 
-Both train 16 prompts × 8 completions a step, sampled at the same temperature up to the same length, on prompts that are
-drawn uniformly within the same shares of capabilities by the same sampler, judged by the same scorer, on the same cores.
-Ours is the asynchronous loop with staleness 2: generator and trainer, one thread each. TRL generates with Hugging Face's
-`generate` (its vLLM mode crashes on CPU), in turn with training, on all cores; its thread count, bf16 and batch size are
-tried first and the fastest is taken (`tried`).
+Both train 16 prompts × 8 completions a step, sampled at the same temperature up to the same length, on prompts that
+are drawn uniformly within the same shares of capabilities by the same sampler, judged by the same scorer, on the same
+cores. Ours is the asynchronous loop with staleness 2: generator and trainer, one thread each. TRL generates with
+Hugging Face's `generate` (its vLLM mode crashes on CPU), in turn with training; thread counts, bf16 and batch sizes
+are tried first and the fastest is taken (`tried`).
 
 Trained tokens: ours uses the advantages of `reinforce_pp`, with which no group is left out, because TRL leaves none out
 either. So every sampled token of both is trained on, and the number differs by sampling only; seconds are divided
@@ -20,7 +20,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +212,10 @@ def main(options: Options) -> dict[str, Any]:
 def _tried(bench: Bench, arms: Arms) -> list[float]:
     """Seconds per step of each of TRL's settings, the better of two tries on the same prompts."""
     found: list[list[float]] = [[] for _ in bench.settings["trl"]]
-    tries = 1 if bench.options.quick else 2
+    tries, steps = 1 if bench.options.quick else 2, bench.settings["steps_tried"]
     for repetition, (index, setting) in itertools.product(range(tries), enumerate(bench.settings["trl"])):
-        steps = bench.settings["steps_tried"]
-        values = bench.measure(
-            f"tried {setting}", repetition,
-            lambda repetition, setting=setting: arms.trl_with(setting, steps, repetition),
-        )  # fmt: skip
+        work = partial(arms.trl_with, setting, steps)
+        values = bench.measure(f"tried {setting}", repetition, work)
         assert values is not None
         found[index].append(values["seconds_per_step"])
     return [min(each) for each in found]
