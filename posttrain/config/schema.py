@@ -102,6 +102,9 @@ class GeneratorsConfig(Section):
     """Share of a GPU's memory that an engine takes; without meaning on a CPU."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs per engine."""
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Completions that an engine works on at a time. More of them make each step more efficient; but after a weight
+    update the key-value cache of all of them is computed anew."""
     enforce_eager: bool = True
     """Run without compiling: starts in seconds instead of a minute, generates more slowly."""
     start_timeout: float = Field(default=300.0, gt=0)
