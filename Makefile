@@ -15,6 +15,8 @@ RESUME ?=
 CHECKPOINT ?= $(RUN)/export
 # For tiny: a new directory.
 OUT ?= runs/world
+# For bench: the names of benchmarks in tests/benchmarks; without one all but the long `quality`.
+NAME ?=
 # More arguments for the command, such as overrides of the config: ARGS="rl.max_staleness=0".
 ARGS ?=
 
@@ -22,7 +24,7 @@ ARGS ?=
 export PYTHON EXTRA
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo doctor run prune sft rl dpo eval tiny test test-fast lint format typecheck contract clean
+.PHONY: help install demo doctor run prune sft rl dpo eval tiny bench test test-fast lint format typecheck contract clean
 
 help: ## explain every target
 	@echo 'usage: make TARGET [CONFIG=tiny] [RUN=runs/NAME] [RESUME=auto] [ARGS="rl.max_staleness=0"]'
@@ -64,6 +66,9 @@ eval: $(STAMP) ## measure CHECKPOINT (default: RUN/export): pass@1, pass@k and c
 
 tiny: $(STAMP) ## build the tiny world again from its seed (the committed one is what demo uses)
 	$(BIN)/posttrain tiny build $(OUT) $(ARGS)
+
+bench: $(STAMP) ## measure speed against stated targets; NAME=overlap one of them, ARGS=--quick to see that they run
+	$(BIN)/python -m tests.benchmarks $(NAME) $(ARGS)
 
 test: $(STAMP) ## all tests, the real engines included (under 15 minutes on two cores)
 	$(BIN)/pytest $(ARGS)

@@ -15,6 +15,7 @@ import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -35,10 +36,11 @@ from rollouts.types import Rollout
 
 
 def engine_settings(config: Config, **changes: Any) -> EngineSettings:
-    """The engine's settings of a configuration."""
-    return EngineSettings(
+    """The engine's settings of a configuration, but for what is changed."""
+    settings = EngineSettings(
         dtype=config.dtype,
         max_model_len=config.max_model_len,
+        max_num_seqs=config.generators.max_num_seqs,
         tensor_parallel_size=config.generators.tensor_parallel,
         enforce_eager=config.generators.enforce_eager,
         kv_cache_gib=config.generators.kv_cache_gib,
@@ -46,8 +48,8 @@ def engine_settings(config: Config, **changes: Any) -> EngineSettings:
         seed=config.seed,
         threads=config.threads,
         lora_rank=config.lora.rank if config.lora else 0,
-        **changes,
     )
+    return replace(settings, **changes)
 
 
 class Cluster:

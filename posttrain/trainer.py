@@ -85,6 +85,7 @@ class PolicyTrainer:
             lr=self.config.learning_rate,
             betas=(self.config.adam_beta1, self.config.adam_beta2),
             weight_decay=self.config.weight_decay,
+            fused=self.device.type == "cuda",
         )
         self.scheduler = get_scheduler(
             self.config.lr_scheduler_type, self.optimizer, num_warmup_steps=self.config.warmup_steps,

@@ -103,7 +103,8 @@ class RayWorkers:
             tokens,
             self._sampling,
             self.config.rl.group_size,
-            seed=self._seed(draw.draw_id),
+            # With updates in flight no seed repeats a rollout, and vLLM samples requests that have one each by itself.
+            seed=self._seed(draw.draw_id) if self.config.rl.max_staleness == 0 else None,
             conversation=data.conversation(self.config, draw.prompt),
         )
         rollouts = await self._generate(request, draw.capability)

@@ -285,6 +285,14 @@ class Generator:
 
 def _start_engine(model: str, settings: EngineSettings) -> Any:
     """An in-process vLLM engine; in process, because a weight update between two steps then needs no hand-shake."""
+    arguments = engine_arguments(model, settings)
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    return LLMEngine.from_engine_args(arguments)
+
+
+def engine_arguments(model: str, settings: EngineSettings) -> Any:
+    """Gives vLLM's `EngineArgs`; also sets environment and threads, which vLLM reads when it is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -294,7 +302,6 @@ def _start_engine(model: str, settings: EngineSettings) -> Any:
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
-    from vllm.v1.engine.llm_engine import LLMEngine
 
     from rollouts.weight_transfer import BACKEND
 
@@ -304,31 +311,29 @@ def _start_engine(model: str, settings: EngineSettings) -> Any:
     if settings.lora_rank:
         most = next(rank for rank in ADAPTER_RANKS if rank >= settings.lora_rank)
         size |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": most}
-    return LLMEngine.from_engine_args(
-        EngineArgs(
-            model=model,
-            dtype=settings.dtype,
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            tensor_parallel_size=settings.tensor_parallel_size,
-            # Else vLLM would start actors of its own in the placement group that it finds itself in, which is full.
-            distributed_executor_backend="mp" if settings.tensor_parallel_size > 1 else None,
-            enforce_eager=settings.enforce_eager,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            logprobs_mode=settings.logprobs_mode,
-            seed=settings.seed,
-            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-            worker_extension_cls="rollouts.weight_transfer.WorkerExtension",
-            disable_log_stats=True,
-            # On CPU a seeded request whose prompt is split over two steps kills the engine: it rewinds the request's
-            # random generator by an offset that CPU generators do not have. So prompts are never split there.
-            enable_chunked_prefill=not current_platform.is_cpu(),
-            max_num_batched_tokens=max(8192, settings.max_model_len),
-            # Only full blocks are shared between the requests of one prompt. On CPU the default is 128 tokens, in which
-            # most prompts share nothing; 32 is the least that the CPU's attention takes.
-            block_size=32 if current_platform.is_cpu() else None,
-            **size,
-        )
+    return EngineArgs(
+        model=model,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        # Else vLLM would start actors of its own in the placement group that it finds itself in, which is full.
+        distributed_executor_backend="mp" if settings.tensor_parallel_size > 1 else None,
+        enforce_eager=settings.enforce_eager,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        logprobs_mode=settings.logprobs_mode,
+        seed=settings.seed,
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        worker_extension_cls="rollouts.weight_transfer.WorkerExtension",
+        disable_log_stats=True,
+        # On CPU a seeded request whose prompt is split over two steps kills the engine: it rewinds the request's
+        # random generator by an offset that CPU generators do not have. So prompts are never split there.
+        enable_chunked_prefill=not current_platform.is_cpu(),
+        max_num_batched_tokens=max(8192, settings.max_model_len),
+        # Only full blocks are shared between the requests of one prompt. On CPU the default is 128 tokens, in which
+        # most prompts share nothing; 32 is the least that the CPU's attention takes.
+        block_size=32 if current_platform.is_cpu() else None,
+        **size,
     )
 
 

@@ -105,6 +105,9 @@ class GeneratorsConfig(Section):
     gpus: float | None = Field(default=None, gt=0)
     """GPUs of each engine, where the cluster has any. Below 1 it shares one with others, which `tensor_parallel: 1`
     allows. null: `tensor_parallel`."""
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Completions that an engine works on at a time. More of them make each step more efficient; but after a weight
+    update the key-value cache of all of them is computed anew."""
     enforce_eager: bool = True
     """Run without compiling: starts in seconds instead of a minute, generates more slowly."""
     start_timeout: float = Field(default=300.0, gt=0)
