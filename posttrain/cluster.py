@@ -13,7 +13,7 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,9 @@ from posttrain.ray_job import TOKEN_HINT, first_line
 from rollouts.errors import EngineError, UserError
 from rollouts.generator import EngineSettings, Generator, Request
 from rollouts.types import Rollout
+
+Newest = Callable[[], Awaitable[tuple[str, int]]]
+"""Gives the path of the newest weights and their version."""
 
 
 def engine_settings(config: Config, **changes: Any) -> EngineSettings:
@@ -245,8 +248,8 @@ class GeneratorPool:
         )
         return max(pauses)
 
-    async def replace(self, index: int, dead: Any, weights: str | None, version: int) -> None:
-        """Starts an engine in the place of one that died; it loads the current weights before it rejoins.
+    async def replace(self, index: int, dead: Any, newest: Newest) -> None:
+        """Starts an engine in the place of one that died; it loads the newest weights before it rejoins.
 
         Whoever finds the engine dead calls this; all but the first wait for the same new one.
         """
@@ -254,11 +257,10 @@ class GeneratorPool:
             if self.actors[index] is not dead:
                 return
             say(f"engine {index} died; starting another in its place")
-            actor = self._cluster.generator(self._model, self._settings, version)
+            actor = self._cluster.generator(self._model, self._settings)
             timeout = self.config.generators.start_timeout
             await answer(actor.ready.remote(), timeout, "a vLLM engine to start again")
-            if weights is not None:
-                await self.update(weights, version, [actor])
+            await self.update(*await newest(), [actor])
             self.actors[index] = actor
 
     async def generate(self, requests: Sequence[Request], actors: Sequence[Any] | None = None) -> list[list[Rollout]]:
