@@ -126,9 +126,10 @@ class Group:
             self._group.broadcast(tensor, src=src, stream=stream)
 
     def destroy(self) -> None:
-        """Ends a broadcast under way."""
-        self._left = True
-        self._group.destroy()
+        """Ends a broadcast under way, once."""
+        if not self._left:
+            self._left = True
+            self._group.destroy()
 
 
 class Sender:

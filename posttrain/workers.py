@@ -18,6 +18,7 @@ from posttrain import data
 from posttrain.balance import Balancer
 from posttrain.cluster import Cluster, GeneratorPool, answer, result_of
 from posttrain.parity import Difference
+from posttrain.sender import Sent
 from posttrain.slots import Draw, Judged
 from posttrain.step_metrics import StepMetrics
 from posttrain.trainer_ranks import TrainerRanks
@@ -61,6 +62,7 @@ class RayWorkers:
         self._published = (model, 0)  # the newest file of weights, and its version
         self._publishing = asyncio.Lock()
         self._version = 0  # that the engines hold, or are about to
+        self.sent: Sent | None = None  # in the last update
         self.trainer = TrainerRanks(cluster, model, reference)
         self._use("shm")
         self.verifier = cluster.actor(Verifier, self.config.reward, sys.path)
@@ -86,7 +88,7 @@ class RayWorkers:
 
     def _use(self, transport: str) -> None:
         limit = self.config.generators.request_timeout
-        self._transport = TRANSPORTS[transport](self.trainer, self._newest, limit)
+        self.transport = TRANSPORTS[transport](self.trainer, self._newest, limit)
 
     @property
     def _rolling(self) -> list[Any]:
@@ -210,14 +212,15 @@ class RayWorkers:
         await self._replace(await self._dead())
         group = dict(zip(self.engines, self._rolling, strict=True))
         try:
-            if self._transport.engines != self._rolling:
-                await self._transport.connect(self._rolling)
-            pause = (await self._transport.send(version)).pause
+            if self.transport.engines != self._rolling:
+                await self.transport.connect(self._rolling)
+            self.sent = await self.transport.send(version)
+            pause = self.sent.pause
         except EngineError:
             dead = await self._dead()
             if not dead:
                 raise
-            await self._replace(group if self._transport.one_fate else dead)
+            await self._replace(group if self.transport.one_fate else dead)
             pause = time.monotonic() - started
         if self._published[0] != old or self._published[1] < version:
             self._cluster.drop_weights(old)
