@@ -1,9 +1,10 @@
-"""Weight updates by broadcast, with real engines and a real trainer, as far as a CPU goes (see `store_group`).
+"""Weight updates between devices, with real engines and two real trainer ranks, as far as a CPU goes.
 
-vLLM's code packs, sends, receives and loads; only NCCL itself and CUDA's streams are replaced.
+vLLM's code packs, sends, receives and loads; NCCL, CUDA's streams and its shared memory are replaced (`store_group`).
 """
 
 import asyncio
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from posttrain import trainer_ranks
 from posttrain.cluster import Cluster, run
 from posttrain.config import load_config, resolve_model
 from posttrain.workers import RayWorkers
+from rollouts.generator import Request
 from rollouts.renderer import Renderer
-from rollouts.types import Prompt
-from tests.integration.store_group import StoreGenerator, StoreTrainer
+from rollouts.types import Prompt, Sampling
+from tests.integration.store_group import MEMORY, StoreGenerator, StoreTrainer
 
 BASE = resolve_model("tiny:base")
 PROMPTS = [Prompt(f"p{index}", ({"role": "user", "content": f"{index}+1"},), "math") for index in range(2)]
@@ -27,10 +29,17 @@ PROMPTS = [Prompt(f"p{index}", ({"role": "user", "content": f"{index}+1"},), "ma
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayWorkers]:
-    """Two engines and a trainer, whose weights go by broadcast."""
+    """Two engines and two trainer ranks that hold half of each parameter, sent by broadcast."""
     config = load_config(
         "tiny",
-        ["generators.count=2", "rl.generators=2", "generators.kv_cache_gib=0.125", "generators.request_timeout=120"],
+        [
+            "generators.count=2",
+            "rl.generators=2",
+            "generators.kv_cache_gib=0.125",
+            "generators.request_timeout=120",
+            "trainer.ranks=2",
+            "trainer.parallelism=fsdp",
+        ],
     )
     patch = pytest.MonkeyPatch()
     patch.setattr(cluster_module, "Generator", StoreGenerator)
@@ -44,6 +53,8 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayWorkers]:
         run(found.begin(0, None))
         yield found
     patch.undo()
+    for memory in Path(tempfile.gettempdir()).glob(f"{MEMORY}*"):
+        memory.unlink()
 
 
 def perturb(workers: RayWorkers, seed: int) -> None:
@@ -73,20 +84,18 @@ def test_a_broadcast_reaches_every_engine_and_leaves_no_file(workers: RayWorkers
 
 
 def test_requests_go_on_over_an_update(workers: RayWorkers) -> None:
-    async def both() -> tuple[list[Any], float]:
-        from rollouts.generator import Request
-        from rollouts.types import Sampling
-
+    async def both() -> list[Any]:
         tokens = workers._renderer.prompt_tokens(PROMPTS[0].messages)
-        requests = [Request(tokens, Sampling(max_tokens=300, temperature=1.0), seed=seed) for seed in range(16)]
+        requests = [Request(tokens, Sampling(max_tokens=400, temperature=1.0), 8, seed=seed) for seed in range(16)]
         calls = [actor.generate_all.remote(requests) for actor in actors(workers)]
-        await asyncio.sleep(0.3)
-        pause = await workers.update_weights(2)
-        return [await call for call in calls], pause
+        await asyncio.sleep(0.1)
+        await workers.update_weights(2)
+        return [await call for call in calls]
 
-    found, _ = run(both())
-    spans = [rollout.policy_versions for engine in found for (rollout,) in engine]
-    assert any([version for _, _, version in each] == [1, 2] for each in spans)
+    rollouts = [rollout for engine in run(both()) for request in engine for rollout in request]
+    versions = [[version for _, _, version in rollout.policy_versions] for rollout in rollouts]
+    assert [1, 2] in versions
+    assert all(each in ([1], [2], [1, 2]) for each in versions)
 
 
 def test_an_engine_that_died_before_takes_part_in_a_group_made_anew(workers: RayWorkers) -> None:
@@ -111,4 +120,13 @@ def test_an_engine_that_dies_in_the_middle_has_all_replaced(workers: RayWorkers)
     run(workers.update_weights(5))
     assert run(workers.drift(PROMPTS)) < 1e-4  # by a group again
     assert workers.transport.engines == actors(workers)
+    assert files(workers) == []
+
+
+def test_engines_read_the_memory_of_a_device_that_they_share(workers: RayWorkers) -> None:
+    workers._use("ipc")
+    perturb(workers, 6)
+    run(workers.update_weights(6))
+    assert run(workers.drift(PROMPTS)) < 1e-4
+    assert workers.transport.name == "ipc"
     assert files(workers) == []
