@@ -109,7 +109,7 @@ def test_a_step_that_is_not_finite_leaves_its_batch_and_changes_nothing(
     workers: RayWorkers, bad: dict[str, object], tmp_path: Path
 ) -> None:
     files = [str(tmp_path / name) for name in ("before", "after")]
-    ray.get(workers.trainer.publish.remote(files[0]))
+    run(workers.trainer.publish(files[0]))
     batch = [judged(7, (1.0, 0.0)), judged(8, **{"rewards": (1.0, 0.0), **bad})]  # type: ignore[arg-type]
     with pytest.raises(NonFiniteError) as caught:
         run(workers.train(batch))
@@ -124,7 +124,7 @@ def test_a_step_that_is_not_finite_leaves_its_batch_and_changes_nothing(
     numbers = [row["reward"] for row in rows] + [value for row in rows for value in row["logprobs"]]
     assert sum(not math.isfinite(number) for number in numbers) == (2 if "logprob" in bad else 1)
     path.unlink()
-    ray.get(workers.trainer.publish.remote(files[1]))
+    run(workers.trainer.publish(files[1]))
     before, after = (load_file(name) for name in files)
     assert all(bool((before[name] == after[name]).all()) for name in before)
     assert run(workers.train([judged(9, (1.0, 0.0))])).grad_norm > 0  # the actor is as good as before
