@@ -34,6 +34,9 @@ from rollouts.errors import EngineError, UserError
 from rollouts.generator import EngineSettings, Generator, Request
 from rollouts.types import Rollout
 
+Newest = Callable[[], Awaitable[tuple[str, int]]]
+"""Gives the path of the newest weights and their version."""
+
 
 def engine_settings(config: Config, **changes: Any) -> EngineSettings:
     """The engine's settings of a configuration, but for what is changed."""
@@ -295,8 +298,8 @@ class GeneratorPool:
         )
         return max(pauses)
 
-    async def replace(self, index: int, dead: Any, weights: str | None, version: int) -> None:
-        """Starts an engine in the place of one that died; it loads the current weights before it rejoins.
+    async def replace(self, index: int, dead: Any, newest: Newest) -> None:
+        """Starts an engine in the place of one that died; it loads the newest weights before it rejoins.
 
         Whoever finds the engine dead calls this; all but the first wait for the same new one.
         """
@@ -304,13 +307,10 @@ class GeneratorPool:
             if self.actors[index] is not dead:
                 return
             say(f"engine {index} died; starting another in its place")
-            actor = self._cluster.generator(
-                self._model, self._settings, self._cluster.placement.engines[index], version
-            )
+            actor = self._cluster.generator(self._model, self._settings, self._cluster.placement.engines[index])
             timeout = self.config.generators.start_timeout
             await answer(actor.ready.remote(), timeout, "a vLLM engine to start again")
-            if weights is not None:
-                await self.update(weights, version, [actor])
+            await self.update(*await newest(), [actor])
             self.actors[index] = actor
 
     async def generate(self, requests: Sequence[Request], actors: Sequence[Any] | None = None) -> list[list[Rollout]]:

@@ -382,7 +382,7 @@ def needs(config: Config, parameters: int) -> Needs:
         engine=weights // engines.tensor_parallel + cache,
         engines=engines.count * engines.tensor_parallel,
         share=engines.gpu_memory_utilization if engines.kv_cache_gib is None else None,
-        published=parameters * 4 * 2,
+        published=weights * 2,
         gpus=Placement.of(config, ROLES["rl"]).shares(),
         limit=config.trainer.gpus,
     )

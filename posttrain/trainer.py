@@ -1,4 +1,4 @@
-"""The policy trainer: one optimizer step for each policy version, weights published through shared memory.
+"""The policy trainer: one optimizer step for each policy version, whose weights it gives to the engines.
 
 Runs in a Ray actor of its own, or in several that train together; usable without Ray as well.
 """
@@ -6,6 +6,7 @@ Runs in a Ray actor of its own, or in several that train together; usable withou
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from posttrain.losses.kl import KL_ESTIMATORS, k3
 from posttrain.losses.policy import LOSSES, Tokens
 from posttrain.policy import Policy
 from posttrain.ranks import Ranks, is_sharded, whole, whole_state
+from posttrain.sender import Sender, Sent
 from posttrain.step_metrics import StepMetrics
+from posttrain.weights import Weights, write_safetensors
 from rollouts.errors import ConfigError
 from rollouts.types import RolloutGroup
 
@@ -92,6 +95,8 @@ class PolicyTrainer:
             num_training_steps=self.config.steps,
         )  # fmt: skip
         self.busy_seconds = 0.0
+        self._weights = Weights(self.policy.model, getattr(torch, config.dtype))
+        self._sender: Sender | None = None
 
     def _load(self, model: str, beneath: str, training: bool) -> tuple[Policy, torch.nn.Module]:
         """A model, bare and as the ranks share it; an adapter is put on the model beneath it."""
@@ -219,19 +224,46 @@ class PolicyTrainer:
 
     # ------------------------------------------------------------------------------------------ weights and state
 
-    def publish(self, path: str) -> None:
-        """Writes what is trained for the generators to load (into shared memory).
+    @property
+    def version(self) -> int:
+        """Train steps done, those before a resume included."""
+        return int(self.scheduler.last_epoch)
+
+    def publish(self, path: str) -> int:
+        """Writes what is trained for the engines to load (into shared memory), in their number format.
 
         Args:
-            path: of a safetensors file, or of a new directory for an adapter.
+            path: of a safetensors file, or of a new directory for an adapter, which is written as it is trained.
+
+        Returns:
+            The version that was written.
         """
-        tensors = whole_state(self.policy.model, trained_only=self._lora is not None)
-        if self.ranks.rank > 0:
-            return
-        if self._lora is None:
-            save_file(tensors, path)
+        if self._lora is not None:
+            tensors = whole_state(self.policy.model, trained_only=True)
+            if self.ranks.rank == 0:
+                self.policy.model.save_pretrained(path, state_dict=tensors)
+        elif self.ranks.rank == 0:
+            write_safetensors(path, self._weights.metadata(), self._weights)
         else:
-            self.policy.model.save_pretrained(path, state_dict=tensors)
+            for _ in self._weights:  # gathered together, parameter by parameter
+                pass
+        return self.version
+
+    def gpu(self) -> str:
+        """The UUID of the GPU that this rank trains on; "" for a CPU."""
+        return str(torch.cuda.get_device_properties(self.device).uuid) if self.device.type == "cuda" else ""
+
+    def connect(self, backend: str, engines: Sequence[Any], workers: Sequence[int], limit: float) -> None:
+        """Meets the engines, in the place of those met before; see `Sender`. Every rank is to be asked."""
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+        self._sender = Sender(backend, self._weights, engines, workers, limit, self.ranks.rank)
+
+    def send(self, version: int) -> Sent:
+        """Sends the weights to the engines met; every rank is to be asked."""
+        assert self._sender is not None, "not connected"
+        return self._sender.send(version)
 
     def save(self, directory: str) -> None:
         """Writes the model (or the adapter) and the optimizer's state into an existing directory.

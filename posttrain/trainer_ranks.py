@@ -8,6 +8,7 @@ from typing import Any
 
 from posttrain.cluster import Cluster, answer
 from posttrain.ranks import free_address
+from posttrain.sender import Sent
 from posttrain.step_metrics import StepMetrics
 from posttrain.trainer import PolicyTrainer
 
@@ -43,9 +44,26 @@ class TrainerRanks:
         """Stored and own log-probabilities of sampled tokens, [2, N]; see `PolicyTrainer.logprobs`."""
         return await self._all("logprobs", groups, "the trainer's log-probabilities")
 
-    async def publish(self, path: str) -> None:
-        """Writes the weights for the generators."""
-        await self._all("publish", (path,), "the trainer to publish its weights")
+    async def publish(self, path: str) -> int:
+        """Writes the weights to a file; returns their version."""
+        version: int = await self._all("publish", (path,), "the trainer to publish its weights")
+        return version
+
+    async def gpus(self) -> list[str]:
+        """The GPU of each rank, as a UUID; "" for a CPU."""
+        what = "the trainer's devices"
+        return await asyncio.gather(*(answer(actor.gpu.remote(), self._limit, what) for actor in self.actors))
+
+    async def connect(self, backend: str, engines: Sequence[Any], workers: Sequence[int], limit: float) -> None:
+        """Meets engines, each with so many workers, within `limit` seconds; see `Sender`."""
+        what = f"the trainer and {len(engines)} engines to meet by {backend} (generators.weight_transfer)"
+        await self._all("connect", (backend, list(engines), list(workers), limit), what, limit)
+
+    async def send(self, version: int, limit: float) -> Sent:
+        """Sends the weights to the engines that were met, which may take `limit` seconds."""
+        what = f"the trainer to send version {version} to the engines"
+        sent: Sent = await self._all("send", (version,), what, 2 * limit)  # the trainer's own limit says more
+        return sent
 
     async def save(self, directory: str) -> None:
         """Writes model and optimizer into an existing directory."""

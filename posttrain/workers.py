@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.exceptions import RayActorError
 
 from posttrain import data
 from posttrain.balance import Balancer
 from posttrain.cluster import Cluster, GeneratorPool, answer, result_of
 from posttrain.parity import Difference
+from posttrain.sender import Sent
 from posttrain.slots import Draw, Judged
 from posttrain.step_metrics import StepMetrics
 from posttrain.trainer_ranks import TrainerRanks
+from posttrain.transport import TRANSPORTS, choose
 from posttrain.verifier import Verifier
 from rollouts.errors import EngineError, JudgeError, NonFiniteError
 from rollouts.generator import Request
@@ -55,9 +59,12 @@ class RayWorkers:
         self._sampling = rl.sampling.sampling()
         self._balancer = Balancer(rl.generators, self._sampling.max_tokens / 4)
         self._metrics: dict[Any, dict[str, float]] = {}  # by actor
-        self._published = model  # what the engines hold, or are about to
-        self._version = 0
+        self._published = (model, 0)  # the newest file of weights, and its version
+        self._publishing = asyncio.Lock()
+        self._version = 0  # that the engines hold, or are about to
+        self.sent: Sent | None = None  # in the last update
         self.trainer = TrainerRanks(cluster, model, reference)
+        self._use("shm")
         self.verifier = cluster.actor(Verifier, self.config.reward, sys.path)
 
     @property
@@ -75,10 +82,22 @@ class RayWorkers:
         timeout = self.config.generators.start_timeout
         await answer(self.verifier.ready.remote(), timeout, "the verifier to start")
         await self.trainer.ready(timeout)
+        wanted, lora = self.config.generators.weight_transfer, self.config.lora is not None
+        engines = (answer(actor.gpus.remote(), timeout, "an engine's devices") for actor in self._rolling)
+        self._use(choose(wanted, await self.trainer.gpus(), await asyncio.gather(*engines), lora))
+
+    def _use(self, transport: str) -> None:
+        limit = self.config.generators.request_timeout
+        self.transport = TRANSPORTS[transport](self.trainer, self._newest, limit)
+
+    @property
+    def _rolling(self) -> list[Any]:
+        """The engines that make rollouts."""
+        return [self._pool.actors[engine] for engine in self.engines]
 
     async def begin(self, version: int, checkpoint: str | None) -> None:
         """Sets the version of the first weights, and the optimizer's state when a run is continued."""
-        self._version = version
+        self._published, self._version = (self._model, version), version
         if checkpoint is not None:
             await self.trainer.load_optimizer(checkpoint, version)
         await self._pool.update(self._model, version)
@@ -93,7 +112,7 @@ class RayWorkers:
                 if not _died(error):
                     raise
 
-        await asyncio.gather(*(ask(self._pool.actors[engine]) for engine in self.engines))
+        await asyncio.gather(*(ask(actor) for actor in self._rolling))
         return {key: sum(each[key] for each in self._metrics.values()) for key in ("tokens", "busy_seconds")}
 
     async def rollout(self, draw: Draw) -> Judged:
@@ -160,7 +179,7 @@ class RayWorkers:
             except RayActorError as error:
                 if attempt == GENERATE_TRIES - 1:
                     raise EngineError(f"generator {index} died {GENERATE_TRIES} times: {error}") from error
-                await self._pool.replace(index, actor, self._published, self._version)
+                await self._pool.replace(index, actor, self._newest)
             finally:
                 self._balancer.give_back(seat, tokens)
         raise AssertionError("unreachable")
@@ -184,30 +203,69 @@ class RayWorkers:
             ) from None
 
     async def update_weights(self, version: int) -> float:
-        """Publishes the trainer's weights and loads them into the engines that make rollouts."""
-        path, old = self._cluster.weights_path(version), self._published
-        await self.trainer.publish(path)
-        self._published, self._version = path, version
-        pauses = await asyncio.gather(*(self._update(engine, path, version) for engine in self.engines))
-        self._cluster.drop_weights(old)
-        return max(pauses)
+        """Gives the trainer's weights to the engines that make rollouts; returns the longest pause in seconds.
 
-    async def _update(self, index: int, path: str, version: int) -> float:
-        """Loads weights into one engine, or into the one that takes its place if it died."""
-        for attempt in range(GENERATE_TRIES):
-            actor = self._pool.actors[index]
+        An engine that died is replaced first, and takes part if it died before. One that dies in the middle takes the
+        engines of a group with it, which are then all replaced: those that live hold weights of no version.
+        """
+        old, self._version = self._published[0], version
+        started = time.monotonic()
+        await self._replace(await self._dead())
+        group = dict(zip(self.engines, self._rolling, strict=True))
+        try:
+            if self.transport.engines != self._rolling:
+                await self.transport.connect(self._rolling)
+            self.sent = await self.transport.send(version)
+            pause = self.sent.pause
+        except EngineError:
+            dead = await self._dead()
+            if not dead:
+                raise
+            await self._replace(group if self.transport.one_fate else dead)
+            pause = time.monotonic() - started
+        if self._published[0] != old or self._published[1] < version:
+            self._cluster.drop_weights(old)
+        return pause
+
+    async def _dead(self) -> dict[int, Any]:
+        """Those of the engines that make rollouts that have died."""
+
+        async def gone(engine: int, actor: Any) -> bool:
             try:
-                return await self._pool.update(path, version, [actor])
+                await answer(actor.ready.remote(), 60, f"generator {engine} to say that it lives")
             except EngineError as error:
-                if attempt == GENERATE_TRIES - 1 or not _died(error):
-                    raise
-                await self._pool.replace(index, actor, path, version)
-        raise AssertionError("unreachable")
+                if _died(error):
+                    return True
+                raise
+            return False
+
+        actors = dict(zip(self.engines, self._rolling, strict=True))
+        found = await asyncio.gather(*(gone(engine, actor) for engine, actor in actors.items()))
+        return {engine: actor for (engine, actor), dead in zip(actors.items(), found, strict=True) if dead}
+
+    async def _replace(self, engines: Mapping[int, Any]) -> None:
+        """Ends engines, if they have not died, and starts others in their place with the newest weights."""
+        for actor in engines.values():
+            ray.kill(actor)
+        for engine, actor in engines.items():
+            await self._pool.replace(engine, actor, self._newest)
+
+    async def _newest(self) -> tuple[str, int]:
+        """A file of weights that are at least of the version that the engines are to hold, and their version.
+
+        Where transports write none, an engine that starts again asks for one; the trainer may be a step ahead by then.
+        Tokens of a version newer than the others' are no staler than theirs.
+        """
+        async with self._publishing:
+            if self._published[1] < self._version:
+                path = self._cluster.weights_path(self._version)
+                self._published = (path, max(self._version, await self.trainer.publish(path)))
+            return self._published
 
     async def update_evaluators(self) -> None:
-        """Gives the evaluating engines the weights that were published last."""
+        """Gives the evaluating engines the newest weights; they take no part in updates, but keep to one version."""
         if self.has_spare_engines:
-            await self._pool.update(self._published, self._version, self.evaluators)
+            await self._pool.update(*await self._newest(), self.evaluators)
 
 
 def _died(error: EngineError) -> bool:

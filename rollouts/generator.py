@@ -2,7 +2,8 @@
 
 A thread steps the engine; between two steps it takes what was asked of it: new requests, a weight update, an abort.
 An update therefore lands between two tokens of the requests in flight. They are kept, their key-value cache is
-computed anew under the new weights, and each sampled token carries the policy version it was sampled under.
+computed anew under the new weights, and each sampled token carries the policy version it was sampled under. Weights
+come from a file in one call, or in parts from the trainer's GPU, between which the thread steps nothing.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ class Generator:
         self._busy_seconds = 0.0
         self._failure: BaseException | None = None
         self._adapter: Any = None  # a LoRARequest, while there is one
+        self._parts: queue.Queue[Callable[[], None]] = queue.Queue()  # of an update that has started
+        self._receiving: float | None = None  # since when, by time.monotonic
         self._set_version(version)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -169,6 +172,53 @@ class Generator:
         self._submit(lambda: self._update(path, version, loop, future))
         return await future
 
+    async def gpus(self) -> list[str]:
+        """The GPU of each worker of the engine, as a UUID; "" for a CPU."""
+        found: list[str] = await self._call(self._submit, lambda: self._engine.collective_rpc("gpu"))
+        return found
+
+    async def connect(self, backend: str, settings: dict[str, Any]) -> None:
+        """Meets the trainer, to be given weights by one of vLLM's back ends; `settings` are its init info.
+
+        Raises:
+            EngineError: they could not meet; the engine goes on.
+        """
+        info = {"init_info": {"backend": backend, "settings": settings}}
+        await self._call(
+            self._submit, lambda: self._engine.collective_rpc("init_weight_transfer_engine", kwargs=info), fatal=False
+        )
+
+    async def start_weight_update(self, limit: float) -> None:
+        """Begins an update in parts: generation stands still until `finish_weight_update`.
+
+        Args:
+            limit: seconds that the engine waits for each part; then it ends, since what it holds is of no version.
+        """
+
+        def start() -> None:
+            self._receiving = time.monotonic()
+            self._engine.collective_rpc("start_weight_update")
+
+        await self._call(lambda command: self._submit(lambda: self._receive(command, limit)), start)
+
+    async def receive_weights(self, update_info: dict[str, Any]) -> None:
+        """Loads a part: `update_info` is that of the connected back end."""
+        info = {"update_info": update_info}
+        await self._call(self._submit_part, lambda: self._engine.collective_rpc("update_weights", kwargs=info))
+
+    async def finish_weight_update(self, version: int) -> float:
+        """Ends an update in parts; returns for how many seconds no token was generated."""
+
+        def finish() -> float:
+            assert self._receiving is not None
+            self._engine.collective_rpc("finish_weight_update")
+            self._set_version(version)
+            seconds, self._receiving = time.monotonic() - self._receiving, None
+            return seconds
+
+        found: float = await self._call(self._submit_part, finish)
+        return found
+
     async def metrics(self) -> dict[str, float]:
         """Tokens generated and seconds spent generating since the start."""
         return {"tokens": float(self._tokens), "busy_seconds": self._busy_seconds}
@@ -179,6 +229,41 @@ class Generator:
         if self._failure is not None:
             raise EngineError(f"the engine stopped: {self._failure!r}")
         self._commands.put(command)
+
+    def _submit_part(self, command: Callable[[], None]) -> None:
+        if self._failure is not None or self._receiving is None:
+            raise EngineError(f"no weight update is under way: {self._failure!r}")
+        self._parts.put(command)
+
+    async def _call(
+        self, submit: Callable[[Callable[[], None]], None], work: Callable[[], Any], fatal: bool = True
+    ) -> Any:
+        """What `work` returns, done by the engine's thread; where it fails the thread ends, unless it is not fatal."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def command() -> None:
+            try:
+                value = work()
+            except Exception as error:
+                loop.call_soon_threadsafe(_fail, future, EngineError(f"an engine failed: {error!r}"))
+                if fatal:
+                    raise
+            else:
+                loop.call_soon_threadsafe(_resolve, future, value)
+
+        submit(command)
+        return await future
+
+    def _receive(self, start: Callable[[], None], limit: float) -> None:
+        """Starts an update in parts and takes nothing but its parts until it is finished."""
+        start()
+        while self._receiving is not None:
+            try:
+                part = self._parts.get(timeout=limit)
+            except queue.Empty:
+                raise EngineError(f"waited {limit:.0f} s for weights, in the middle of an update") from None
+            part()
 
     def _run(self) -> None:
         try:

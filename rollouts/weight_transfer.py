@@ -1,7 +1,9 @@
-"""Weight updates into a running vLLM engine through shared memory: for one host, with or without GPUs.
+"""The engine's side of weight updates: from a file in shared memory, or straight from the trainer's GPU.
 
-The trainer writes a safetensors file under `/dev/shm`; the engine maps it and reloads layer by layer through vLLM's own
-weight-transfer interface. Imported by vLLM's worker (as `worker_extension_cls`), which registers the back end.
+One back end for vLLM's own weight-transfer interface, which loads layer by layer whatever way the weights come. A file
+can always be loaded: the checkpoint of a stage, or the newest weights into an engine that was started again. Once
+connected it also receives by vLLM's back ends `nccl` and `ipc`. Imported by vLLM's worker (as `worker_extension_cls`),
+which registers the back end.
 """
 
 from __future__ import annotations
@@ -9,55 +11,80 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
+from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-BACKEND = "shm"
+BACKEND = "posttrain"
 
 
 @dataclass
-class ShmInitInfo(WeightTransferInitInfo):
-    """Nothing to agree on beforehand."""
+class ConnectInfo(WeightTransferInitInfo):
+    """`backend` is one of vLLM's that receive from the trainer; `settings` are its own init info."""
+
+    backend: str
+    settings: dict[str, Any]
 
 
 @dataclass
-class ShmUpdateInfo(WeightTransferUpdateInfo):
+class FileInfo(WeightTransferUpdateInfo):
     """`path` is a safetensors file, or a directory of them, with every parameter under its Hugging Face name."""
 
     path: str
 
 
-class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
-    """Loads checkpoint-format weights from a file in shared memory."""
+class PolicyWeightTransferEngine(WeightTransferEngine[ConnectInfo, FileInfo]):
+    """Loads checkpoint-format weights from a file or, once connected, as one of vLLM's own back ends receives them."""
 
-    init_info_cls = ShmInitInfo
-    update_info_cls = ShmUpdateInfo
+    init_info_cls = ConnectInfo
+    update_info_cls = FileInfo
+    _receiver: Any = None  # the connected back end
 
-    def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
-        """No rendezvous: the file's name comes with each update."""
+    def init_transfer_engine(self, init_info: ConnectInfo) -> None:
+        """Connects to the trainer, in the place of an earlier connection.
+
+        Raises:
+            RuntimeError: NCCL cannot be loaded, in which case vLLM's broadcasts would do nothing, silently.
+        """
+        self.shutdown()
+        config = WeightTransferConfig(backend=init_info.backend)
+        receiver = WeightTransferEngineFactory.create_engine(config, self.vllm_config, self.device, self.model)
+        receiver.init_transfer_engine(receiver.parse_init_info(init_info.settings))
+        if getattr(getattr(receiver, "model_update_group", None), "disabled", False):
+            raise RuntimeError("vLLM cannot load the NCCL library; see VLLM_NCCL_SO_PATH and VLLM_DISABLE_PYNCCL")
+        self._receiver = receiver
 
     def start_weight_update(self) -> None:
         """Opens the layers for reloading; a plain `load_weights` would fail half-way on packed linears."""
         initialize_layerwise_reload(self.model)
 
-    def update_weights(self, update_info: dict[str, str]) -> None:
-        """As the base class, which would synchronize an accelerator that a CPU host does not have."""
-        self.receive_weights(self.parse_update_info(update_info))
-        if torch.accelerator.is_available():
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Loads a file, or a part of what the trainer sends."""
+        if "path" in update_info:
+            self.receive_weights(self.parse_update_info(update_info))
+        elif self._receiver is None:
+            raise RuntimeError("this engine is not connected to the trainer")
+        else:
+            self._receiver.receive_weights(self._receiver.parse_update_info(update_info))
+        if torch.accelerator.is_available():  # a CPU host has none to wait for
             torch.accelerator.synchronize()
 
-    def receive_weights(self, update_info: ShmUpdateInfo) -> None:
+    def receive_weights(self, update_info: FileInfo) -> None:
         """Loads every tensor of the file or files."""
         self.model.load_weights(_tensors(Path(update_info.path)))
 
     def finish_weight_update(self) -> None:
         """Closes the layers and, on CPU, repacks what the reload leaves stale."""
-        finalize_layerwise_reload(self.model, self.model_config)
+        if self._receiver is None:
+            finalize_layerwise_reload(self.model, self.model_config)
+        else:
+            self._receiver.finish_weight_update()  # does the same, and lets go of memory that the trainer shares
         if self.device.type == "cpu":
             self._repack()
 
@@ -72,7 +99,10 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
                 method.process_weights_after_loading(module)
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
+        """Ends the connection to the trainer."""
+        if self._receiver is not None:
+            self._receiver.shutdown()
+            self._receiver = None
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -82,8 +112,14 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield key, file.get_tensor(key)
 
 
-WeightTransferEngineFactory.register_engine(BACKEND, ShmWeightTransferEngine)
+WeightTransferEngineFactory.register_engine(BACKEND, PolicyWeightTransferEngine)
 
 
 class WorkerExtension:
     """Named as `worker_extension_cls`, so that importing it registers the back end in each worker process."""
+
+    device: torch.device
+
+    def gpu(self) -> str:
+        """The UUID of the worker's GPU, the same in every process, whatever number it has there; "" on a CPU."""
+        return str(torch.cuda.get_device_properties(self.device).uuid) if self.device.type == "cuda" else ""

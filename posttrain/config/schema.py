@@ -110,6 +110,9 @@ class GeneratorsConfig(Section):
     update the key-value cache of all of them is computed anew."""
     enforce_eager: bool = True
     """Run without compiling: starts in seconds instead of a minute, generates more slowly."""
+    weight_transfer: Literal["auto", "shm", "nccl", "ipc"] = "auto"
+    """How RL's engines get new weights. `shm`: a file in shared memory. `nccl`: a broadcast between GPUs. `ipc`: read
+    from a GPU that they share with the trainer. `auto`: as the devices allow. LoRA adapters always go as files."""
     start_timeout: float = Field(default=300.0, gt=0)
     """Seconds until an engine that does not start is an error."""
     request_timeout: float = Field(default=600.0, gt=0)

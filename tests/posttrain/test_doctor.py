@@ -232,8 +232,8 @@ def test_the_parameters_are_counted_without_loading_them() -> None:
 def test_what_a_run_needs() -> None:
     config = load_config("tiny", ["dtype=bfloat16", "generators.count=3", "generators.kv_cache_gib=0.5"])
     found = needs(config, GIB)
-    assert (found.trainer, found.engine, found.engines, found.published) == (16 * GIB, 2.5 * GIB, 3, 8 * GIB)
-    assert found.memory == (16 + 7.5 + 8) * GIB
+    assert (found.trainer, found.engine, found.engines, found.published) == (16 * GIB, 2.5 * GIB, 3, 4 * GIB)
+    assert found.memory == (16 + 7.5 + 4) * GIB
     assert found.share is None
     assert needs(load_config("tiny", ["rl.kl_coef=0.1"]), GIB).trainer == 20 * GIB
 

@@ -1,0 +1,132 @@
+"""Weight updates between devices, with real engines and two real trainer ranks, as far as a CPU goes.
+
+vLLM's code packs, sends, receives and loads; NCCL, CUDA's streams and its shared memory are replaced (`store_group`).
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from safetensors.torch import load_file
+
+from posttrain import cluster as cluster_module
+from posttrain import trainer_ranks
+from posttrain.cluster import Cluster, run
+from posttrain.config import load_config, resolve_model
+from posttrain.workers import RayWorkers
+from rollouts.generator import Request
+from rollouts.renderer import Renderer
+from rollouts.types import Prompt, Sampling
+from tests.integration.store_group import MEMORY, StoreGenerator, StoreTrainer
+
+BASE = resolve_model("tiny:base")
+PROMPTS = [Prompt(f"p{index}", ({"role": "user", "content": f"{index}+1"},), "math") for index in range(2)]
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayWorkers]:
+    """Two engines and two trainer ranks that hold half of each parameter, sent by broadcast."""
+    config = load_config(
+        "tiny",
+        [
+            "generators.count=2",
+            "rl.generators=2",
+            "generators.kv_cache_gib=0.125",
+            "generators.request_timeout=120",
+            "trainer.ranks=2",
+            "trainer.parallelism=fsdp",
+        ],
+    )
+    patch = pytest.MonkeyPatch()
+    patch.setattr(cluster_module, "Generator", StoreGenerator)
+    patch.setattr(trainer_ranks, "PolicyTrainer", StoreTrainer)
+    with patch.context(), Cluster(config) as cluster:
+        folder = tmp_path_factory.mktemp("rl")
+        found = RayWorkers(cluster, cluster.pool(BASE), Renderer(BASE), BASE, BASE, folder)
+        run(found.ready())
+        assert found.transport.name == "shm"  # there is no GPU
+        found._use("nccl")
+        run(found.begin(0, None))
+        yield found
+    patch.undo()
+    for memory in Path(tempfile.gettempdir()).glob(f"{MEMORY}*"):
+        memory.unlink()
+
+
+def perturb(workers: RayWorkers, seed: int) -> None:
+    """Changes the trainer's weights, which the engines then have not got."""
+    ray.get([actor.perturb.remote(seed) for actor in workers.trainer.actors])
+    assert run(workers.drift(PROMPTS)) > 0.05
+
+
+def files(workers: RayWorkers) -> list[Path]:
+    cluster = workers._cluster
+    return list(cluster._weights.glob(f"{cluster._weights_prefix}*"))
+
+
+def actors(workers: RayWorkers) -> list[Any]:
+    return list(workers._pool.actors)
+
+
+def test_a_broadcast_reaches_every_engine_and_leaves_no_file(workers: RayWorkers) -> None:
+    perturb(workers, 1)
+    pause = run(workers.update_weights(1))
+    assert run(workers.drift(PROMPTS)) < 1e-4
+    assert 0 < pause < 60
+    assert workers.sent is not None
+    parameters = load_file(Path(BASE, "model.safetensors")).values()
+    assert workers.sent.bytes == sum(4 * tensor.numel() for tensor in parameters)
+    assert files(workers) == []
+
+
+def test_requests_go_on_over_an_update(workers: RayWorkers) -> None:
+    async def both() -> list[Any]:
+        tokens = workers._renderer.prompt_tokens(PROMPTS[0].messages)
+        requests = [Request(tokens, Sampling(max_tokens=400, temperature=1.0), 8, seed=seed) for seed in range(16)]
+        calls = [actor.generate_all.remote(requests) for actor in actors(workers)]
+        await asyncio.sleep(0.1)
+        await workers.update_weights(2)
+        return [await call for call in calls]
+
+    rollouts = [rollout for engine in run(both()) for request in engine for rollout in request]
+    versions = [[version for _, _, version in rollout.policy_versions] for rollout in rollouts]
+    assert [1, 2] in versions
+    assert all(each in ([1], [2], [1, 2]) for each in versions)
+
+
+def test_an_engine_that_died_before_takes_part_in_a_group_made_anew(workers: RayWorkers) -> None:
+    perturb(workers, 3)
+    before = actors(workers)
+    ray.kill(before[0])
+    run(workers.update_weights(3))
+    assert actors(workers)[0] is not before[0]
+    assert actors(workers)[1] is before[1]
+    assert workers.transport.engines == actors(workers)
+    assert run(workers.drift(PROMPTS)) < 1e-4
+
+
+def test_an_engine_that_dies_in_the_middle_has_all_replaced(workers: RayWorkers) -> None:
+    perturb(workers, 4)
+    before = actors(workers)
+    ray.get(before[1].die_in_the_middle.remote())
+    run(workers.update_weights(4))
+    assert not {*actors(workers)} & {*before}
+    assert run(workers.drift(PROMPTS)) < 1e-4  # by a file
+    perturb(workers, 5)
+    run(workers.update_weights(5))
+    assert run(workers.drift(PROMPTS)) < 1e-4  # by a group again
+    assert workers.transport.engines == actors(workers)
+    assert files(workers) == []
+
+
+def test_engines_read_the_memory_of_a_device_that_they_share(workers: RayWorkers) -> None:
+    workers._use("ipc")
+    perturb(workers, 6)
+    run(workers.update_weights(6))
+    assert run(workers.drift(PROMPTS)) < 1e-4
+    assert workers.transport.name == "ipc"
+    assert files(workers) == []
