@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from posttrain.cluster import GeneratorPool
 from posttrain.config import Config, load_config, resolve_model
 from posttrain.doctor import Finding, examine
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import Manifest, RunDir
+from posttrain.sender import Sent
+from posttrain.transport import SharedMemory
 from rollouts.errors import DriftError
 from tests.integration.commands import SMALL, posttrain
 
@@ -81,12 +82,12 @@ def drifts(run: Path) -> dict[int, float]:
 
 def test_rl_stops_when_engines_and_trainer_drift_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From version 2 on the engines keep their old weights and claim the new version."""
-    update = GeneratorPool.update
+    send = SharedMemory.send
 
-    async def stale(self: GeneratorPool, path: str, version: int, *rest: Any) -> float:
-        return 0.0 if version >= 2 else await update(self, path, version, *rest)
+    async def stale(self: SharedMemory, version: int) -> Sent:
+        return Sent(0.0, 0) if version >= 2 else await send(self, version)
 
-    monkeypatch.setattr(GeneratorPool, "update", stale)
+    monkeypatch.setattr(SharedMemory, "send", stale)
     words = ["rl.steps=9", "rl.drift_every=1", "rl.learning_rate=3e-3", "rl.lr_scheduler_type=constant"]
     run = RunDir(tmp_path / "r", load_config("tiny", [*SMALL, *words]))
     with pytest.raises(DriftError) as caught:
