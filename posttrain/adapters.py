@@ -44,6 +44,11 @@ def with_adapter(model: Any, config: LoRAConfig, checkpoint: str | None) -> Any:
     return peft.PeftModel.from_pretrained(model, checkpoint, is_trainable=True)
 
 
+def merged_path(checkpoint: Path) -> Path:
+    """Where the model that an adapter's checkpoint makes is kept, once it was needed."""
+    return checkpoint.with_name(f"{checkpoint.name}-merged")
+
+
 def whole_model(checkpoint: str | Path) -> str:
     """A whole model's directory as it is; of an adapter, the model that it makes with the one beneath it.
 
@@ -55,7 +60,7 @@ def whole_model(checkpoint: str | Path) -> str:
     directory = Path(checkpoint)
     if not is_adapter(directory):
         return str(checkpoint)
-    merged = directory.with_name(f"{directory.name}-merged")
+    merged = merged_path(directory)
     if merged.is_dir():
         return str(merged)
     base = json.loads((directory / ADAPTER).read_text())["base_model_name_or_path"]

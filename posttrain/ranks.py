@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal
@@ -122,10 +123,17 @@ def whole_state(model: torch.nn.Module, trained_only: bool = False) -> dict[str,
 
     Every rank must ask.
     """
-    found: dict[str, torch.Tensor] = {}
+    return {
+        name: whole(tensor.detach()).cpu().contiguous()
+        for name, tensor in named_tensors(model)
+        if tensor.requires_grad or not trained_only
+    }
+
+
+def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers that a checkpoint holds, as they lie on this rank, tied ones once."""
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen and (tensor.requires_grad or not trained_only):
+        if id(tensor) not in seen:
             seen.add(id(tensor))
-            found[name] = whole(tensor.detach()).cpu().contiguous()
-    return found
+            yield name, tensor

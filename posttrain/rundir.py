@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from safetensors import SafetensorError, safe_open
 
-from posttrain.adapters import whole_model
+from posttrain.adapters import merged_path, whole_model
 from posttrain.config import Config, config_hash
 from rollouts.errors import CheckpointError, ConfigError
 
@@ -235,8 +235,13 @@ class RunDir:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        shutil.rmtree(final, ignore_errors=True)
+        _remove(final)
         temporary.rename(final)
         for old in self.checkpoints(stage)[:-keep]:
-            shutil.rmtree(old)
-            shutil.rmtree(old.with_name(f"{old.name}-merged"), ignore_errors=True)
+            _remove(old)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint and what was merged from it."""
+    shutil.rmtree(merged_path(checkpoint), ignore_errors=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)

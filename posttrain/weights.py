@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from posttrain.ranks import whole
+from posttrain.ranks import named_tensors, whole
 
 DTYPES = {
     torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
@@ -43,11 +43,8 @@ class Weights:
         self._model, self._dtype = model, dtype
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor, torch.dtype]]:
-        seen: set[int] = set()
-        for name, tensor in self._model.state_dict(keep_vars=True).items():
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield name, tensor.detach(), self._dtype if tensor.is_floating_point() else tensor.dtype
+        for name, tensor in named_tensors(self._model):
+            yield name, tensor.detach(), self._dtype if tensor.is_floating_point() else tensor.dtype
 
     def metadata(self) -> list[Parameter]:
         """What a pass will give, in its order; nothing is gathered."""

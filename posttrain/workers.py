@@ -7,6 +7,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class RayWorkers:
         self._metrics: dict[Any, dict[str, float]] = {}  # by actor
         self._published = (model, 0)  # the newest file of weights, and its version
         self._publishing = asyncio.Lock()
+        self._turns: AbstractAsyncContextManager[Any] = nullcontext()
         self._version = 0  # that the engines hold, or are about to
         self.sent: Sent | None = None  # in the last update
         self.trainer = TrainerRanks(cluster, model, reference)
@@ -98,6 +100,9 @@ class RayWorkers:
     async def begin(self, version: int, checkpoint: str | None) -> None:
         """Sets the version of the first weights, and the optimizer's state when a run is continued."""
         self._published, self._version = (self._model, version), version
+        rl = self.config.rl
+        if rl.max_concurrent_rollouts is not None:
+            self._turns = asyncio.Semaphore(max(1, rl.max_concurrent_rollouts // rl.group_size) * len(self.engines))
         if checkpoint is not None:
             await self.trainer.load_optimizer(checkpoint, version)
         await self._pool.update(self._model, version)
@@ -126,7 +131,8 @@ class RayWorkers:
             seed=self._seed(draw.draw_id) if self.config.rl.max_staleness == 0 else None,
             conversation=data.conversation(self.config, draw.prompt),
         )
-        rollouts = await self._generate(request, draw.capability)
+        async with self._turns:
+            rollouts = await self._generate(request, draw.capability)
         for attempt in range(JUDGE_TRIES):
             judged, group = self.verifier.judge.options(num_returns=2).remote(draw, list(tokens), rollouts)
             try:

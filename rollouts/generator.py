@@ -120,10 +120,19 @@ class Generator:
         """
         if request.conversation is not None:
             return await self._converse(request, request.conversation)
+        return (await self._sample([request]))[0]
+
+    async def _sample(self, requests: Sequence[Request]) -> list[list[Rollout]]:
+        """Gives the engine all requests between the same two steps."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[Rollout]] = loop.create_future()
-        self._submit(lambda: self._add(request, loop, future))
-        return await future
+        futures: list[asyncio.Future[list[Rollout]]] = [loop.create_future() for _ in requests]
+
+        def add() -> None:
+            for request, future in zip(requests, futures, strict=True):
+                self._add(request, loop, future)
+
+        self._submit(add)
+        return await asyncio.gather(*futures)
 
     async def _converse(self, request: Request, conversation: Conversation) -> list[Rollout]:
         sys.path.extend(entry for entry in conversation.search_path if entry not in sys.path)
@@ -154,7 +163,9 @@ class Generator:
 
     async def generate_all(self, requests: Sequence[Request]) -> list[list[Rollout]]:
         """`generate` for many requests at once, in their order."""
-        return await asyncio.gather(*(self.generate(request) for request in requests))
+        if any(request.conversation for request in requests):
+            return await asyncio.gather(*(self.generate(request) for request in requests))
+        return await self._sample(requests)
 
     async def update_weights(self, path: str, version: int) -> float:
         """Loads weights into the live engine; requests in flight go on under the new ones.
@@ -285,9 +296,7 @@ class Generator:
                 started = time.monotonic()
                 outputs = self._engine.step()
                 self._busy_seconds += time.monotonic() - started
-                for output in outputs:
-                    if output.finished:
-                        self._finish(output)
+                self._finish([output for output in outputs if output.finished])
         except BaseException as failure:
             logging.getLogger(__name__).exception("the engine's thread died")
             self._failure = failure
@@ -309,11 +318,17 @@ class Generator:
             del self._waiting[request_id]
             loop.call_soon_threadsafe(_fail, future, error)
 
-    def _finish(self, output: Any) -> None:
-        request, loop, future = self._waiting.pop(output.request_id)
-        if request.scored:
-            loop.call_soon_threadsafe(_resolve, future, [_scored(request, output)])
-            return
+    def _finish(self, outputs: Sequence[Any]) -> None:
+        """Hands over what a step has finished, waking each event loop once: a wake-up takes the interpreter's lock."""
+        done: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[list[Rollout]], list[Rollout]]]] = {}
+        for output in outputs:
+            request, loop, future = self._waiting.pop(output.request_id)
+            rollouts = [_scored(request, output)] if request.scored else self._rollouts(output)
+            done.setdefault(loop, []).append((future, rollouts))
+        for loop, results in done.items():
+            loop.call_soon_threadsafe(_resolve_all, results)
+
+    def _rollouts(self, output: Any) -> list[Rollout]:
         rollouts = []
         for completion in sorted(output.outputs, key=lambda completion: completion.index):
             token_ids = list(completion.token_ids)
@@ -329,7 +344,7 @@ class Generator:
                     text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
                 )
             )
-        loop.call_soon_threadsafe(_resolve, future, rollouts)
+        return rollouts
 
     def _update(self, path: str, version: int, loop: asyncio.AbstractEventLoop, future: asyncio.Future[float]) -> None:
         started = time.monotonic()
@@ -461,6 +476,11 @@ def _scored(request: Request, output: Any) -> Rollout:
 def _resolve(future: asyncio.Future[Any], value: Any) -> None:
     if not future.done():
         future.set_result(value)
+
+
+def _resolve_all(results: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, value in results:
+        _resolve(future, value)
 
 
 def _fail(future: asyncio.Future[Any], error: BaseException) -> None:

@@ -267,6 +267,10 @@ class RLConfig(Section):
     staleness bound."""
     generators: int = Field(default=1, ge=1)
     """How many engines of the pool make rollouts; the others evaluate."""
+    max_concurrent_rollouts: int | None = Field(default=None, ge=1)
+    """Most completions under way in an engine, in whole groups and at least one; further draws wait their turn. Fewer
+    mean less to compute anew at each weight update, and fresher tokens; too few leave the engine half empty. null: as
+    many as are drawn."""
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW."""
     lr_scheduler_type: Schedule = "constant"

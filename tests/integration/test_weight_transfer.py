@@ -6,6 +6,7 @@ vLLM's code packs, sends, receives and loads; NCCL, CUDA's streams and its share
 import asyncio
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from posttrain import cluster as cluster_module
 from posttrain import trainer_ranks
 from posttrain.cluster import Cluster, run
 from posttrain.config import load_config, resolve_model
+from posttrain.slots import Draw, Judged
 from posttrain.workers import RayWorkers
 from rollouts.generator import Request
 from rollouts.renderer import Renderer
@@ -39,6 +41,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayWorkers]:
             "generators.request_timeout=120",
             "trainer.ranks=2",
             "trainer.parallelism=fsdp",
+            "rl.max_concurrent_rollouts=17",  # two groups of 8
         ],
     )
     patch = pytest.MonkeyPatch()
@@ -96,6 +99,30 @@ def test_requests_go_on_over_an_update(workers: RayWorkers) -> None:
     versions = [[version for _, _, version in rollout.policy_versions] for rollout in rollouts]
     assert [1, 2] in versions
     assert all(each in ([1], [2], [1, 2]) for each in versions)
+
+
+def test_no_more_groups_are_under_way_than_an_update_may_interrupt(
+    workers: RayWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate, under_way, seen = workers._generate, 0, []
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal under_way
+        under_way += 1
+        seen.append(under_way)
+        try:
+            return await generate(*arguments)
+        finally:
+            under_way -= 1
+
+    async def twelve() -> list[Judged]:
+        await workers.begin(2, None)
+        prompt = replace(PROMPTS[0], answer="1")
+        return await asyncio.gather(*(workers.rollout(Draw(index, 0, prompt, 2)) for index in range(12)))
+
+    monkeypatch.setattr(workers, "_generate", counted)
+    assert len(run(twelve())) == len(seen) == 12
+    assert max(seen) == 2 * 2  # engines
 
 
 def test_an_engine_that_died_before_takes_part_in_a_group_made_anew(workers: RayWorkers) -> None:

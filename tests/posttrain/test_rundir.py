@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.adapters import merged_path
 from posttrain.config import config_hash, load_config
 from posttrain.rundir import Manifest, RunDir, write_json
 from rollouts.errors import CheckpointError
@@ -80,6 +81,16 @@ def test_a_checkpoint_of_the_same_step_replaces_the_old_one(run: RunDir) -> None
     path = checkpoint(run, 1, text="newer weights")
     assert (path / "model.safetensors").read_text() == "newer weights"
     Manifest.read(path)
+
+
+def test_what_was_merged_from_a_checkpoint_goes_with_it(run: RunDir) -> None:
+    merged = merged_path(checkpoint(run, 1))
+    merged.mkdir()
+    checkpoint(run, 1, text="newer weights")
+    assert not merged.exists()
+    merged.mkdir()
+    checkpoint(run, 2, keep=1)
+    assert not merged.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""A LoRA policy in the loop's own workers: engines are given the adapter alone, and serve exactly what is trained."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from posttrain.adapters import ADAPTER, whole_model
+from posttrain.cluster import Cluster, run
+from posttrain.config import load_config, resolve_model
+from posttrain.workers import RayWorkers
+from rollouts.generator import Request
+from rollouts.renderer import Renderer
+from rollouts.types import Prompt, Sampling
+from tests.posttrain.test_trainer import groups
+
+BASE = resolve_model("tiny:base")
+PROMPTS = [Prompt(f"p{index}", ({"role": "user", "content": f"{index}+1"},), "math") for index in range(2)]
+SETTINGS = ["lora.rank=12", "generators.count=1", "rl.learning_rate=1e-2", "rl.lr_scheduler_type=constant"]
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayWorkers]:
+    with Cluster(load_config("tiny", SETTINGS)) as cluster:
+        folder = tmp_path_factory.mktemp("rl")
+        found = RayWorkers(cluster, cluster.pool(BASE), Renderer(BASE), BASE, BASE, folder)
+        run(found.ready())
+        run(found.begin(0, None))
+        yield found
+
+
+def train(workers: RayWorkers) -> None:
+    """A step that the engine does not know of yet."""
+    run(workers.trainer.train_step([ray.put(group) for group in groups()]))
+    assert run(workers.drift(PROMPTS)) > 0.01
+
+
+def test_each_update_sends_the_adapter_alone(workers: RayWorkers) -> None:
+    assert run(workers.drift(PROMPTS)) < 1e-4
+    for version in (1, 2):
+        train(workers)
+        run(workers.update_weights(version))
+        assert run(workers.drift(PROMPTS)) < 1e-4
+        assert workers.sent is not None
+        assert workers.sent.bytes < Path(BASE, "model.safetensors").stat().st_size / 2
+        assert (Path(workers._published[0]) / ADAPTER).is_file()
+
+
+def test_requests_in_flight_go_on_under_the_new_adapter(workers: RayWorkers) -> None:
+    async def both() -> list[Any]:
+        tokens = workers._renderer.prompt_tokens(PROMPTS[0].messages)
+        requests = [Request(tokens, Sampling(max_tokens=400, temperature=1.0), 8, seed=seed) for seed in range(16)]
+        call = workers._pool.actors[0].generate_all.remote(requests)
+        await asyncio.sleep(0.3)
+        await workers.update_weights(3)
+        return [rollout for request in await call for rollout in request]
+
+    versions = [[version for _, _, version in rollout.policy_versions] for rollout in run(both())]
+    assert [2, 3] in versions
+    assert run(workers.drift(PROMPTS)) < 1e-4
+
+
+def test_a_merged_checkpoint_takes_the_place_of_model_and_adapter(workers: RayWorkers, tmp_path: Path) -> None:
+    train(workers)
+    checkpoint = tmp_path / "step-000004"
+    checkpoint.mkdir()
+    run(workers.trainer.save(str(checkpoint)))
+    workers._pool.load(whole_model(checkpoint))
+    assert run(workers.drift(PROMPTS)) < 1e-4
