@@ -87,6 +87,7 @@ class PolicyTrainer:
             [parameter for parameter in self.policy.parameters() if parameter.requires_grad],
             lr=self.config.learning_rate,
             betas=(self.config.adam_beta1, self.config.adam_beta2),
+            eps=self.config.adam_epsilon,
             weight_decay=self.config.weight_decay,
             fused=self.device.type == "cuda",
         )

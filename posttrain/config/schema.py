@@ -283,6 +283,8 @@ class RLConfig(Section):
     """AdamW's decay of the first moment."""
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     """AdamW's decay of the second moment."""
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW's term beside the root of the second moment: parameters with smaller gradients hardly move."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
     algorithm: Literal["grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo", "cispo", "aipo"] | None = None

@@ -56,7 +56,8 @@ def train(
     """
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     betas, temperature = (config.adam_beta1, config.adam_beta2), config.sampling.temperature
-    optimizer = torch.optim.AdamW(model.parameters(), betas=betas, weight_decay=config.weight_decay)
+    settings: dict[str, Any] = {"betas": betas, "eps": config.adam_epsilon, "weight_decay": config.weight_decay}
+    optimizer = torch.optim.AdamW(model.parameters(), **settings)
     own, next_ones = [], []
     for version, batch in enumerate(batches):
         own.append(apart(model, everything, version, temperature))
@@ -70,8 +71,8 @@ def train(
                 clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
                 (-torch.minimum(ratio * advantage, clipped * advantage).sum() / tokens).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        for settings in optimizer.param_groups:
-            settings["lr"] = learning_rate(config, version)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, version)
         optimizer.step()
         optimizer.zero_grad()
     return model, own, next_ones
