@@ -24,7 +24,7 @@ ARGS ?=
 export PYTHON EXTRA
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo doctor run prune sft rl dpo eval tiny bench test test-fast lint format typecheck contract clean
+.PHONY: help install demo doctor run prune sft rl dpo eval tiny bench test test-fast chaos lint format typecheck contract clean
 
 help: ## explain every target
 	@echo 'usage: make TARGET [CONFIG=tiny] [RUN=runs/NAME] [RESUME=auto] [ARGS="rl.max_staleness=0"]'
@@ -75,6 +75,9 @@ test: $(STAMP) ## all tests, the real engines included (under 15 minutes on two 
 
 test-fast: $(STAMP) ## the tests that start no engine
 	$(BIN)/pytest -m "not integration and not slow and not gpu" $(ARGS)
+
+chaos: $(STAMP) ## kill RL runs at random moments and continue them; every draw must be accounted for (an hour)
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check $(SOURCES)

@@ -63,6 +63,10 @@ class PromptSampler:
         self._in_flight[choice] += 1
         return choice
 
+    def hold(self, row: int) -> None:
+        """Counts a draw of another run's life as in flight: it is made again."""
+        self._in_flight[row] += 1
+
     def observe(self, row: int, outcomes: Sequence[bool] | None, version: int) -> None:
         """Ends a draw: with the outcomes of its group, or with None if there are none."""
         self._in_flight[row] -= 1

@@ -253,6 +253,31 @@ def rollouts(
     print_transcripts(run, count, capability, unsolved)
 
 
+@app.command()
+def ledger(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    prompt: Annotated[
+        str | None, typer.Option(help="What happened to this prompt (its id, or how that begins).")
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="What this train step was trained on.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Was any draw skipped or repeated? Exit code 1 if so.")
+    ] = False,
+) -> None:
+    """Account for every draw of a run: how many were trained, rejected (and why), void after a resume, or are pending.
+
+    --verify holds three records against each other that three processes wrote: the ledger, the shards of rollouts, and
+    the trainer's own log, up to the newest checkpoint.
+    """
+    from posttrain.ledger_report import print_audit, print_ledger
+
+    if verify:
+        if not print_audit(run):
+            raise typer.Exit(1)
+        return
+    print_ledger(run, prompt, step)
+
+
 @tiny.command(name="build")
 def build(
     out: Annotated[Path, typer.Argument(help="A directory for the world; must not exist.")],

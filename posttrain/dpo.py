@@ -21,6 +21,7 @@ from posttrain.config import Config, resolve_model
 from posttrain.pairs import PreferencePair, Sampled, mine
 from posttrain.placement import ROLES
 from posttrain.progress import bar, say
+from posttrain.rl_state import shards
 from posttrain.rundir import RunDir
 from rollouts.errors import ConfigError, DataError
 from rollouts.generator import Request
@@ -117,8 +118,7 @@ def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
 
 def _recorded(rundir: RunDir, prompts: dict[str, Prompt]) -> list[Sampled]:
     """The rollouts of the last versions of the policy, with what mining needs of them."""
-    shards = sorted((rundir.path / "rl" / "rollouts").glob("*.parquet"))
-    rows = [row for row in read_shards(shards[-NEWEST_SHARDS:]) if row["prompt_id"] in prompts]
+    rows = [row for row in read_shards(shards(rundir.path)[-NEWEST_SHARDS:]) if row["prompt_id"] in prompts]
     newest = max((row["last_version"] for row in rows), default=0)
     return [
         Sampled(

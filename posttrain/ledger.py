@@ -1,17 +1,29 @@
 """The ledger: what became of every draw, in SQLite.
 
 Keyed by `(attempt, draw_id)`, where an attempt is one life of the run between resumes. A draw's states are
-drawn → admitted | rejected(reason) → trained(step); resuming voids what was drawn but not trained.
+drawn → admitted | rejected(reason) → trained(step). Changes are numbered over all attempts; a checkpoint keeps the
+number of the last one, its watermark. A resume voids what came later, and takes up again what was pending then; so of
+the rows that are not void there is one for each draw id, which SQLite itself enforces.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Self
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS draws (
+from rollouts.errors import ConfigError
+
+FORMAT = 2
+_SCHEMA = f"""
+CREATE TABLE attempts (
+    attempt INTEGER PRIMARY KEY,
+    step INTEGER NOT NULL,  -- of the checkpoint that it went on from; 0: none
+    watermark INTEGER NOT NULL
+);
+CREATE TABLE draws (
     attempt INTEGER NOT NULL,
     draw_id INTEGER NOT NULL,
     prompt_id TEXT NOT NULL,
@@ -23,75 +35,162 @@ CREATE TABLE IF NOT EXISTS draws (
     rollouts INTEGER,
     tokens INTEGER,
     step INTEGER,
+    change INTEGER NOT NULL,  -- the number of the last one
+    voided_by INTEGER,  -- the attempt that it is void since
     PRIMARY KEY (attempt, draw_id)
-)
+);
+CREATE UNIQUE INDEX live ON draws (draw_id) WHERE voided_by IS NULL;
+CREATE INDEX by_prompt ON draws (prompt_id);
+CREATE INDEX by_step ON draws (step);
+PRAGMA user_version = {FORMAT};
 """
+
+
+@dataclass(frozen=True)
+class DrawRow:
+    """A row: where a draw stands. `solved` of `rollouts` rollouts were; `voided_by` is the attempt that went on without
+    it.
+
+    Example: `DrawRow(1, 17, "9f…", "math", 3, "trained", None, 4, 8, 620, 5, 112, None)`
+    """
+
+    attempt: int
+    draw_id: int
+    prompt_id: str
+    capability: str
+    version: int
+    state: str
+    reason: str | None
+    solved: int | None
+    rollouts: int | None
+    tokens: int | None
+    step: int | None
+    change: int
+    voided_by: int | None
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """Where the ledger stood at a checkpoint.
+
+    `pending` are the draws that were not yet trained or rejected, in draw order: admitted ones have a group, the others
+    were under way.
+
+    Example: `Watermark(attempt=1, change=112, next_draw=40, pending=(…,))`
+    """
+
+    attempt: int = 0
+    change: int = 0
+    next_draw: int = 0
+    pending: tuple[DrawRow, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """For a checkpoint's state."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """What `as_json` gave."""
+        return cls(**{**values, "pending": tuple(DrawRow(**row) for row in values["pending"])})
 
 
 class Ledger:
     """One run's draws. Writes are collected and committed at step boundaries, in one transaction each."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens or creates the ledger and begins the next attempt."""
-        self._db = sqlite3.connect(path, isolation_level="IMMEDIATE")
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute(_SCHEMA)
-        self.attempt = self._db.execute("SELECT coalesce(max(attempt), 0) + 1 FROM draws").fetchone()[0]
+    def __init__(self, path: Path, read_only: bool = False) -> None:
+        """Opens or creates the ledger.
+
+        Raises:
+            ConfigError: it was written by another version of posttrain.
+        """
+        mode = "ro" if read_only else "rwc"
+        self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level="IMMEDIATE")
+        if not read_only and not self._one("SELECT count(*) FROM sqlite_master"):
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.executescript(_SCHEMA)
+        if self._one("PRAGMA user_version") != FORMAT:
+            raise ConfigError(f"{path}: a ledger of another version of posttrain; choose another --run")
+        self.attempt = self._one("SELECT coalesce(max(attempt), 0) FROM attempts")
+        self._change = self._one("SELECT coalesce(max(change), 0) FROM draws")
+
+    def begin(self, step: int, watermark: Watermark) -> int:
+        """Begins the next attempt, from a checkpoint or anew: voids what came after it, takes up what was pending.
+
+        Returns:
+            How many draws are void now, beside those that are taken up again.
+        """
+        self.attempt += 1
+        self._db.execute("INSERT INTO attempts VALUES (?, ?, ?)", (self.attempt, step, watermark.change))
+        voided = self._db.execute(
+            "UPDATE draws SET voided_by=? WHERE voided_by IS NULL AND (change > ? OR state IN ('drawn', 'admitted'))",
+            (self.attempt, watermark.change),
+        ).rowcount
+        for row in watermark.pending:
+            values = (row.state, row.solved, row.rollouts, row.tokens)
+            assignments = "state=?, reason=NULL, solved=?, rollouts=?, tokens=?, step=NULL, voided_by=NULL"
+            self._set(assignments, "attempt=? AND draw_id=?", values, (row.attempt, row.draw_id))
+        self._db.commit()
+        return voided - len(watermark.pending)
 
     def drawn(self, draw_id: int, prompt_id: str, capability: str, version: int) -> None:
         """A prompt was drawn for rollouts under a policy version."""
+        self._change += 1
         self._db.execute(
-            "INSERT INTO draws (attempt, draw_id, prompt_id, capability, version, state)"
-            " VALUES (?, ?, ?, ?, ?, 'drawn')",
-            (self.attempt, draw_id, prompt_id, capability, version),
+            "INSERT INTO draws (attempt, draw_id, prompt_id, capability, version, state, change)"
+            " VALUES (?, ?, ?, ?, ?, 'drawn', ?)",
+            (self.attempt, draw_id, prompt_id, capability, version, self._change),
         )
 
     def judged(self, draw_id: int, state: str, reason: str | None, solved: int, rollouts: int, tokens: int) -> None:
         """A draw's group was admitted or rejected."""
-        self._db.execute(
-            "UPDATE draws SET state=?, reason=?, solved=?, rollouts=?, tokens=? WHERE attempt=? AND draw_id=?",
-            (state, reason, solved, rollouts, tokens, self.attempt, draw_id),
+        values = (state, reason, solved, rollouts, tokens)
+        self._set(
+            "state=?, reason=?, solved=?, rollouts=?, tokens=?", "draw_id=? AND voided_by IS NULL", values, (draw_id,)
         )
 
     def trained(self, draw_ids: Iterable[int], step: int) -> None:
         """The groups of these draws made train step `step`; commits."""
-        self._db.executemany(
-            "UPDATE draws SET state='trained', step=? WHERE attempt=? AND draw_id=?",
-            [(step, self.attempt, draw_id) for draw_id in draw_ids],
-        )
+        for draw_id in draw_ids:
+            self._set("state='trained', step=?", "draw_id=? AND voided_by IS NULL", (step,), (draw_id,))
         self._db.commit()
 
-    def void(self, after_step: int) -> int:
-        """On resume: whatever earlier attempts trained after a step, or drew and did not finish, is void.
-
-        Returns:
-            How many draws were voided.
-        """
-        count = self._db.execute(
-            "UPDATE draws SET state='void' WHERE attempt < ? AND (state IN ('drawn', 'admitted') OR"
-            " (state='trained' AND step > ?))",
-            (self.attempt, after_step),
-        ).rowcount
+    def watermark(self, next_draw: int) -> Watermark:
+        """Where the ledger stands, for a checkpoint; commits."""
         self._db.commit()
-        return count
+        pending = self.rows("voided_by IS NULL AND state IN ('drawn', 'admitted')")
+        return Watermark(self.attempt, self._change, next_draw, tuple(pending))
+
+    def rows(self, where: str = "1", values: Sequence[Any] = ()) -> list[DrawRow]:
+        """Rows by a condition in SQL, in draw order."""
+        names = ", ".join(DrawRow.__dataclass_fields__)
+        found = self._db.execute(f"SELECT {names} FROM draws WHERE {where} ORDER BY draw_id, attempt", values)
+        return [DrawRow(*row) for row in found]
+
+    def attempts(self) -> list[tuple[int, int, int]]:
+        """`(attempt, step, watermark)`: each attempt, with the step and watermark that it went on from."""
+        return self._db.execute("SELECT attempt, step, watermark FROM attempts ORDER BY attempt").fetchall()
 
     def counts(self) -> dict[str, int]:
-        """Draws by state, rejections by reason, of all attempts."""
+        """Draws by state, rejections by reason; those that are void as `void`."""
         rows = self._db.execute(
-            "SELECT state || coalesce('(' || reason || ')', ''), count(*) FROM draws GROUP BY 1 ORDER BY 1"
+            "SELECT CASE WHEN voided_by IS NULL THEN state || coalesce('(' || reason || ')', '') ELSE 'void' END,"
+            " count(*) FROM draws GROUP BY 1 ORDER BY 1"
         )
         return dict(rows.fetchall())
 
-    def next_draw_id(self) -> int:
-        """Draw ids go on over attempts, so that one names the same draw in every record."""
-        return int(self._db.execute("SELECT coalesce(max(draw_id), -1) + 1 FROM draws").fetchone()[0])
-
     def pass_rates(self) -> list[float]:
         """Each judged group's share of solved rollouts."""
-        rows = self._db.execute("SELECT 1.0 * solved / rollouts FROM draws WHERE rollouts > 0")
+        rows = self._db.execute("SELECT 1.0 * solved / rollouts FROM draws WHERE rollouts > 0 AND voided_by IS NULL")
         return [row[0] for row in rows]
 
     def close(self) -> None:
         """Commits and closes."""
         self._db.commit()
         self._db.close()
+
+    def _set(self, assignments: str, where: str, values: Sequence[Any], keys: Sequence[Any]) -> None:
+        self._change += 1
+        self._db.execute(f"UPDATE draws SET {assignments}, change=? WHERE {where}", (*values, self._change, *keys))
+
+    def _one(self, query: str) -> int:
+        return int(self._db.execute(query).fetchone()[0])

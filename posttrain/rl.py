@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from curricula.gate import rejection
 from curricula.sampler import PromptSampler
@@ -93,13 +93,52 @@ class Controller:
         weights = config.quotas or dict.fromkeys(sampler.capabilities, 1.0)
         self.slots = Slots(config.prompts_per_step, weights, config.max_staleness, config.order)
         self.totals = Totals()
-        self._next_draw = ledger.next_draw_id()
+        self.next_draw = 0
+        self._again: list[Draw] = []  # under way at the checkpoint that is continued from
         self._tasks: dict[asyncio.Task[Judged], Draw] = {}
         self._round: list[tuple[Draw, Judged | JudgeError]] = []  # what a synchronous round has brought so far
         self._without_signal: Counter[str] = Counter()  # rejections in a row, by capability
         self._lent_since: dict[str, int] = {}
         self._rejected_before = 0  # up to the step before
         self._stop = asyncio.Event()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next batches depend on, beside the draws that are pending; JSON types only."""
+        return {
+            "without_signal": dict(self._without_signal),
+            "lent_since": {capability: self._lent_since[capability] for capability in sorted(self.slots.lent)},
+            "probing": sorted(self.slots.probing),
+        }
+
+    def restore(self, state: Mapping[str, Any], next_draw: int, pending: Sequence[tuple[Draw, Judged | None]]) -> None:
+        """Goes on from a checkpoint, at the version that the controller was made with.
+
+        Args:
+            state: what `state_dict` gave.
+            next_draw: the id of the next draw.
+            pending: the draws that were neither trained nor rejected, in draw order, each with its group if it was
+                admitted; the others are made again, so that the slow ones do not go missing. What settings that have
+                changed since leave no room or time for is rejected as stale.
+        """
+        self.next_draw = next_draw
+        self._without_signal.update(state["without_signal"])
+        for capability, since in state["lent_since"].items():
+            if capability in self.slots.weights:
+                self.slots.lend(capability)
+                self._lent_since[capability] = since
+        for capability in set(state["probing"]) & self.slots.lent:
+            self.slots.probe(capability)
+        for draw, judged in pending:
+            oldest = judged.oldest_version if judged else self.version
+            if draw.capability not in self.slots.weights or not self.slots.fits(draw, oldest, self.version):
+                self._reject(draw, "stale", judged)
+                continue
+            self.slots.take(draw)
+            if judged is not None:
+                self.slots.admit(judged)
+            else:
+                self.sampler.hold(draw.row)
+                self._again.append(draw)
 
     def stop(self) -> None:
         """Asks the loop to end at the next step boundary."""
@@ -120,6 +159,8 @@ class Controller:
             EngineError: no batch was full within `step_timeout`, or a process died.
         """
         try:
+            for draw in self._again:
+                self._start(draw)
             while self.version < self.config.steps:
                 batch = await self._next_batch()
                 if batch is None:
@@ -253,11 +294,14 @@ class Controller:
         for capability in self.slots.weights:
             for _ in range(self.slots.free(capability, oversample)):
                 row = self.sampler.draw(capability, self.synced)
-                draw = Draw(self._next_draw, row, self.sampler.prompts[row], self.synced)
-                self._next_draw += 1
+                draw = Draw(self.next_draw, row, self.sampler.prompts[row], self.synced)
+                self.next_draw += 1
                 self.slots.take(draw)
                 self.ledger.drawn(draw.draw_id, draw.prompt.prompt_id, capability, draw.version)
-                self._tasks[asyncio.ensure_future(self.workers.rollout(draw))] = draw
+                self._start(draw)
+
+    def _start(self, draw: Draw) -> None:
+        self._tasks[asyncio.ensure_future(self.workers.rollout(draw))] = draw
 
     def _account(self, batch: Sequence[Judged], train: StepMetrics) -> Step:
         """Counts a train step and enters it in the ledger; the policy is one version further."""

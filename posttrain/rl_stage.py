@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -17,20 +16,22 @@ from posttrain.cluster import Cluster, GeneratorPool, answer, run
 from posttrain.config import Config, resolve_model
 from posttrain.evaluate import evaluate
 from posttrain.interrupt import Stopped, on_interrupt
-from posttrain.ledger import Ledger
+from posttrain.ledger import Ledger, Watermark
 from posttrain.metrics import MetricsLog
 from posttrain.parity import MAX_DRIFT, probable_causes
 from posttrain.placement import ROLES
 from posttrain.progress import bar, say
 from posttrain.rl import Controller, Step
+from posttrain.rl_state import RLState, fixed_settings
 from posttrain.rundir import RunDir, write_json
+from posttrain.slots import Draw, Judged
 from posttrain.trainer import check_model
 from posttrain.workers import RayWorkers
 from rollouts.dotted import load_dotted
 from rollouts.errors import DriftError
+from rollouts.recorder import read_groups
 from rollouts.renderer import Renderer
 
-STATE = "rl_state.json"
 DRIFT_PROMPTS = 4
 """Prompts by which engines and trainer are compared."""
 
@@ -70,6 +71,8 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
         load_dotted(config.environment, "environment")
     load_scorer(config.reward)  # so that a wrong name is told before anything is started
     check_model(parent, config.rl)
+    if checkpoint is not None:
+        RLState.read(checkpoint).check(config, checkpoint)
     renderer = Renderer(parent)
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
     heldout = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say) if config.rl.eval_every else []
@@ -91,10 +94,11 @@ class RLStage:
         self.config, self.rundir, self.parent, self.checkpoint = config, rundir, parent, checkpoint
         self.renderer = renderer
         self.folder = rundir.stage("rl")
-        self.state: dict[str, Any] = json.loads((checkpoint / STATE).read_text()) if checkpoint else {}
+        self.state = RLState.read(checkpoint) if checkpoint else None
         start = str(checkpoint or parent)
         self.pool: GeneratorPool = cluster.pool(parent if config.lora else start)
         self.workers = RayWorkers(cluster, self.pool, renderer, start, parent, self.folder)
+        self.shards = list(self.state.shards) if self.state else []
         self.log = MetricsLog(rundir.path, config.metrics, "rl")
         self.agreed: int | None = None  # the last version at which engines and trainer were compared
         self._evaluation: asyncio.Task[None] | None = None
@@ -103,15 +107,14 @@ class RLStage:
         """Trains, with a checkpoint every so often and at the end, whatever ends it but an error."""
         rl = self.config.rl
         await self.workers.ready()
-        version = int(self.state.get("version", 0))
+        version = self.state.version if self.state else 0
         await self.workers.begin(version, str(self.checkpoint) if self.checkpoint else None)
         self.sampler = PromptSampler(prompts, rl.selection, rl.group_size, self.config.seed)
-        if self.state:
-            self.sampler.load_state_dict(self.state["sampler"])
         self.ledger = Ledger(self.rundir.path / "ledger.db")
-        if voided := self.ledger.void(version):
-            say(f"resuming after step {version}: {voided} draws of earlier attempts are void and drawn anew")
+        voided = self.ledger.begin(version, self.state.watermark if self.state else Watermark())
         self.controller = Controller(rl, self.sampler, self.workers, self.ledger, version)
+        if self.state:
+            say(f"going on after step {version}: {voided} later draws are void; {self._restore(self.state)}")
         self.heldout, self.scorer = heldout, load_scorer(self.config.reward)
         self.started = time.monotonic()
         self.engines_before = await self.workers.engine_metrics()
@@ -125,6 +128,36 @@ class RLStage:
         if self.controller.version < rl.steps:
             raise Stopped(f"rl stopped after step {self.controller.version} of {rl.steps}; {newest} holds it")
         return newest
+
+    def _restore(self, state: RLState) -> str:
+        """Gives the loop what the checkpoint kept, as far as the prompts are still there; says what that was."""
+        self.sampler.load_state_dict(state.sampler)
+        rows = {prompt.prompt_id: row for row, prompt in enumerate(self.sampler.prompts)}
+        draws = {}
+        for was in state.watermark.pending:
+            if was.prompt_id in rows:
+                row = rows[was.prompt_id]
+                draws[was.draw_id] = Draw(was.draw_id, row, self.sampler.prompts[row], was.version)
+            else:
+                self.ledger.judged(
+                    was.draw_id, "rejected", "removed", was.solved or 0, was.rollouts or 0, was.tokens or 0
+                )
+        admitted = {
+            was.draw_id: draws[was.draw_id].prompt
+            for was in state.watermark.pending
+            if was.state == "admitted" and was.draw_id in draws
+        }
+        groups = read_groups([self.folder / "rollouts" / name for name in state.shards], admitted)
+        pending = [
+            (draw, Judged.of(draw, groups[name], self.workers.keep(groups[name])) if name in admitted else None)
+            for name, draw in draws.items()
+        ]
+        self.controller.restore(state.controller, state.watermark.next_draw, pending)
+        removed = len(state.watermark.pending) - len(draws)
+        return (
+            f"{len(admitted)} groups wait to be trained, {len(draws) - len(admitted)} draws are made again"
+            + f", {removed} are of prompts that are gone" * bool(removed)
+        )
 
     async def _finish(self) -> Path:
         newest = self.rundir.newest("rl")
@@ -219,11 +252,19 @@ class RLStage:
         """Rollout shard first, then weights, optimizer, statistics and random state; the manifest last."""
         limit = self.config.rl.step_timeout
         shard = self.folder / "rollouts" / f"attempt-{self.ledger.attempt:03d}-step-{version:06d}.parquet"
-        await answer(self.workers.verifier.write_shard.remote(str(shard)), limit, "the verifier to write its rollouts")
+        watermark = self.ledger.watermark(self.controller.next_draw)
+        under_way = {row.draw_id for row in watermark.pending if row.state == "drawn"}
+        written = self.workers.verifier.write_shard.remote(str(shard), under_way)
+        if await answer(written, limit, "the verifier to write its rollouts"):
+            self.shards.append(shard.name)
+        state = RLState(
+            version=version, settings=fixed_settings(self.config), sampler=self.sampler.state_dict(),
+            controller=self.controller.state_dict(), watermark=watermark, shards=tuple(self.shards),
+            summary=asdict(await self._summary()),
+        )  # fmt: skip
         with self.rundir.new_checkpoint("rl", version, self.parent, self.config.rl.checkpoints_kept) as directory:
             await self.workers.trainer.save(str(directory))
-            state = {"version": version, "sampler": self.sampler.state_dict(), "summary": asdict(await self._summary())}
-            write_json(directory / STATE, state)
+            state.write(directory)
         return self.rundir.checkpoints("rl")[-1]
 
     async def _summary(self) -> RLSummary:
@@ -232,7 +273,7 @@ class RLStage:
         trainer = await self.workers.trainer.metrics()
         generating = (engines["busy_seconds"] - self.engines_before["busy_seconds"]) / self.config.rl.generators
         totals = self.controller.totals
-        before = RLSummary(**self.state["summary"]) if self.state else RLSummary()
+        before = RLSummary(**self.state.summary) if self.state else RLSummary()
         together = before.seconds + seconds
         rejected = Counter(before.rejected_by_reason) + totals.rejected
         return RLSummary(

@@ -114,6 +114,21 @@ def check_model(model: str) -> None:
             raise CheckpointError(f"{path}: damaged weights ({error}); choose another checkpoint") from None
 
 
+def complete_checkpoints(run: Path, stage: str) -> list[Path]:
+    """The complete checkpoints of a stage of a run, oldest first."""
+    found = [
+        path
+        for path in (run / stage / "checkpoints").glob("step-*")
+        if re.fullmatch(r"step-\d+", path.name) and (path / MANIFEST).is_file()
+    ]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def newest_checkpoint(run: Path, stage: str) -> Path | None:
+    """The newest complete checkpoint of a stage of a run."""
+    return next(reversed(complete_checkpoints(run, stage)), None)
+
+
 class RunDir:
     """The directory of one run: `config.json`, one folder for each stage, metrics, ledger, summary."""
 
@@ -140,17 +155,11 @@ class RunDir:
 
     def checkpoints(self, stage: str) -> list[Path]:
         """The complete checkpoints of a stage, oldest first."""
-        folder = self.path / stage / "checkpoints"
-        found = [
-            path
-            for path in folder.glob("step-*")
-            if re.fullmatch(r"step-\d+", path.name) and (path / MANIFEST).is_file()
-        ]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        return complete_checkpoints(self.path, stage)
 
     def newest(self, stage: str) -> Path | None:
         """The newest complete checkpoint of a stage."""
-        return next(reversed(self.checkpoints(stage)), None)
+        return newest_checkpoint(self.path, stage)
 
     def begin(self, stage: str, base: str, resume: str | None) -> tuple[str, Path | None]:
         """What a stage trains: the checkpoint that it starts (or once started) from, and its own to continue from.

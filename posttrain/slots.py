@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from curricula.quotas import allocate
-from rollouts.types import Prompt
+from rollouts.types import Prompt, RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,20 @@ class Judged:
     tokens: int
     truncated: int  # rollouts that reached the largest number of tokens
     payload: Any = field(repr=False)
+
+    @classmethod
+    def of(cls, draw: Draw, group: RolloutGroup, payload: Any = None) -> Self:
+        """What the controller knows of a judged group."""
+        rollouts = group.rollouts
+        return cls(
+            draw=draw,
+            outcomes=tuple(rollout.outcome for rollout in rollouts),
+            mean_reward=sum(rollout.reward for rollout in rollouts) / len(rollouts),
+            oldest_version=min(span[2] for rollout in rollouts for span in rollout.policy_versions),
+            tokens=sum(len(rollout.token_ids) for rollout in rollouts),
+            truncated=sum(rollout.truncated for rollout in rollouts),
+            payload=payload,
+        )
 
 
 class Slots:
@@ -108,12 +122,23 @@ class Slots:
 
     def release(self, draw: Draw) -> None:
         """A draw's slot is free: its group was rejected, or the generators hold the weights trained on it."""
-        self._live[draw.capability].pop(draw.draw_id, None)
+        self._live.get(draw.capability, {}).pop(draw.draw_id, None)
         self._ready.pop(draw.draw_id, None)
 
     def stale(self, version: int) -> list[Judged]:
         """Ready groups that are too old to be trained; only a change of quotas makes any."""
         return [judged for judged in self._ready.values() if version - judged.oldest_version > self.max_staleness]
+
+    def fits(self, draw: Draw, oldest_version: int, version: int) -> bool:
+        """Whether a draw that was pending may be taken up at a version, after those before it: within the slots of its
+        capability, and in time for the bound. Unless settings have changed meanwhile, all may.
+        """
+        if draw.capability in self.lent:
+            return True
+        before, quota = len(self._live[draw.capability]), self.quotas[draw.capability]
+        return before < (self.max_staleness + 1) * quota and (
+            version + before // quota - oldest_version <= self.max_staleness
+        )
 
     def surplus(self) -> list[Judged]:
         """Ready groups beyond a full batch, last in draw order (there are some only with oversampling)."""

@@ -29,6 +29,7 @@ from posttrain.policy import Policy
 from posttrain.ranks import Ranks, is_sharded, whole, whole_state
 from posttrain.sender import Sender, Sent
 from posttrain.step_metrics import StepMetrics
+from posttrain.trained_log import TrainedLog
 from posttrain.weights import Weights, write_safetensors
 from rollouts.errors import ConfigError
 from rollouts.types import RolloutGroup
@@ -98,6 +99,7 @@ class PolicyTrainer:
         self.busy_seconds = 0.0
         self._weights = Weights(self.policy.model, getattr(torch, config.dtype))
         self._sender: Sender | None = None
+        self._trained = TrainedLog()
 
     def _load(self, model: str, beneath: str, training: bool) -> tuple[Policy, torch.nn.Module]:
         """A model, bare and as the ranks share it; an adapter is put on the model beneath it."""
@@ -142,6 +144,7 @@ class PolicyTrainer:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
+        self._trained.add(self.version, groups)
         seconds = time.monotonic() - started
         self.busy_seconds += seconds
         return StepMetrics(
@@ -281,9 +284,11 @@ class PolicyTrainer:
         # In a folder of its own: who loads the model takes every safetensors file beside config.json for weights.
         (Path(directory) / "optimizer").mkdir()
         save_file(flat, Path(directory) / "optimizer" / "state.safetensors")
+        self._trained.write(Path(directory))
 
     def load_optimizer(self, directory: str, step: int) -> None:
         """Restores what `save` wrote, on any number of ranks (the policy itself is loaded at construction)."""
+        self._trained = TrainedLog.read(Path(directory))
         optimizer = self._optimizer_state()
         if self.ranks.rank == 0:
             for name, value in load_file(Path(directory) / "optimizer" / "state.safetensors").items():

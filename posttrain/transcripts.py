@@ -9,6 +9,7 @@ from typing import Any
 from rich.markup import escape
 
 from posttrain.progress import console
+from posttrain.rl_state import shards
 from rollouts.errors import DataError
 from rollouts.recorder import read_shards
 
@@ -19,11 +20,11 @@ def print_transcripts(run: Path, count: int, capability: str | None, unsolved: b
     Raises:
         DataError: the run has no rollouts.
     """
-    shards = sorted((run / "rl" / "rollouts").glob("*.parquet"))
-    if not shards:
+    found = shards(run)
+    if not found:
         raise DataError(f"{run}: no rollouts (rl/rollouts/*.parquet); `posttrain rl` writes them at its checkpoints")
     rows: list[dict[str, Any]] = []
-    for shard in reversed(shards):  # the newest shard may hold few rollouts, or none of this kind
+    for shard in reversed(found):  # the newest shard may hold few rollouts, or none of this kind
         wanted = [
             row
             for row in read_shards([shard])

@@ -35,18 +35,15 @@ class Verifier:
             rollout.breakdown = dict(score.breakdown)
         group = RolloutGroup(draw.draw_id, draw.prompt, prompt_token_ids, rollouts)
         self._judged.append(group)
-        judged = Judged(
-            draw=draw,
-            outcomes=tuple(rollout.outcome for rollout in rollouts),
-            mean_reward=sum(rollout.reward for rollout in rollouts) / len(rollouts),
-            oldest_version=min(span[2] for rollout in rollouts for span in rollout.policy_versions),
-            tokens=sum(len(rollout.token_ids) for rollout in rollouts),
-            truncated=sum(rollout.finish_reason == "length" for rollout in rollouts),
-            payload=None,
-        )
-        return judged, group
+        return Judged.of(draw, group), group
 
-    def write_shard(self, path: str) -> int:
-        """Writes what was judged since the last shard."""
-        groups, self._judged = self._judged, []
+    def write_shard(self, path: str, under_way: set[int]) -> int:
+        """Writes what was judged since the last shard, but the draws that the controller still counts as under way:
+        a resume would make those again, and no draw is to be recorded twice.
+
+        Returns:
+            How many rows there were; none makes no file.
+        """
+        groups = [group for group in self._judged if group.draw_id not in under_way]
+        self._judged = [group for group in self._judged if group.draw_id in under_way]
         return write_shard(Path(path), groups)

@@ -144,6 +144,10 @@ class RayWorkers:
                 await asyncio.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")
 
+    def keep(self, group: RolloutGroup) -> Any:
+        """A reference to a group that was judged in an earlier life of the run."""
+        return ray.put(group)
+
     def _seed(self, draw_id: int) -> int:
         """A request's seed: draws of one run differ, and a run with the same seed repeats them."""
         digest = hashlib.sha256(f"{self.config.seed}/{draw_id}".encode()).digest()

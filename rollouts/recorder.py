@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rollouts.types import RolloutGroup
+from rollouts.types import Prompt, Rollout, RolloutGroup
 
 
 def write_shard(path: Path, groups: Iterable[RolloutGroup]) -> int:
@@ -42,6 +42,7 @@ def _rows(group: RolloutGroup) -> Iterable[dict[str, Any]]:
             "reward": rollout.reward,
             "outcome": rollout.outcome,
             "reason": rollout.reason,
+            "breakdown": json.dumps(rollout.breakdown),
             "finish_reason": rollout.finish_reason,
             "first_version": min(span[2] for span in rollout.policy_versions),
             "last_version": max(span[2] for span in rollout.policy_versions),
@@ -51,6 +52,37 @@ def _rows(group: RolloutGroup) -> Iterable[dict[str, Any]]:
             "loss_mask": rollout.loss_mask,
             "logprobs": rollout.logprobs,
         }
+
+
+def read_groups(paths: Sequence[Path], prompts: Mapping[int, Prompt]) -> dict[int, RolloutGroup]:
+    """The groups of some draws, by draw id, as they were written; `prompts` has the prompt of each draw."""
+    import pyarrow.dataset as ds
+
+    if not paths or not prompts:
+        return {}
+    table = ds.dataset([str(path) for path in paths]).to_table(filter=ds.field("draw_id").isin(list(prompts)))
+    groups: dict[int, RolloutGroup] = {}
+    for row in table.to_pylist():
+        draw_id = row["draw_id"]
+        group = groups.setdefault(draw_id, RolloutGroup(draw_id, prompts[draw_id], row["prompt_token_ids"], []))
+        group.rollouts.append(_rollout(row))
+    return groups
+
+
+def _rollout(row: Mapping[str, Any]) -> Rollout:
+    return Rollout(
+        token_ids=row["token_ids"],
+        loss_mask=row["loss_mask"],
+        logprobs=row["logprobs"],
+        policy_versions=[(start, end, version) for start, end, version in row["policy_versions"]],
+        finish_reason=row["finish_reason"],
+        text=row["text"],
+        reward=row["reward"],
+        outcome=row["outcome"],
+        breakdown=json.loads(row["breakdown"]),
+        reason=row["reason"],
+        turns=json.loads(row["turns"]),
+    )
 
 
 def read_shards(paths: Iterable[Path]) -> list[dict[str, Any]]:

@@ -331,7 +331,7 @@ def test_help_names_every_command_and_loads_no_engine() -> None:
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     *text, loaded = result.stdout.splitlines()
     assert loaded == "loaded:"
-    for name in ("run", "prune", "sft", "rl", "dpo", "eval", "rollouts", "version", "tiny"):
+    for name in ("run", "prune", "sft", "rl", "dpo", "eval", "rollouts", "ledger", "version", "tiny"):
         assert any(name in line.split() for line in text), name
 
 

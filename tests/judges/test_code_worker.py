@@ -121,7 +121,7 @@ def test_the_limits_hold_a_program_that_defeats_the_syntax_check(
     with defeated(tmp_path, monkeypatch) as worker:
         assert outputs(worker, "import os; return os.getuid() >= 0", 0) == [True]
         assert error(worker, "import os; os._exit(0); return 1") == "the program ended its process"
-        # Which comes first, the supervisor's kill or the end of a process that cannot write its answer, is up to chance.
+        # The supervisor's kill, or its own end since it cannot write its answer: which is first is up to chance.
         assert error(worker, "import os; os.close(3); return 1") in (
             "killed by SIGKILL",
             "the program ended its process",

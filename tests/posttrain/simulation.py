@@ -18,7 +18,7 @@ import numpy as np
 
 from curricula.sampler import PromptSampler
 from posttrain.config import RLConfig
-from posttrain.ledger import Ledger
+from posttrain.ledger import Ledger, Watermark
 from posttrain.rl import Controller, Step
 from posttrain.slots import Draw, Judged
 from posttrain.step_metrics import StepMetrics
@@ -295,4 +295,5 @@ def make_run(
     config = RLConfig(**({"group_size": workers.group_size, "steps": 20, "prompts_per_step": 8} | settings))
     sampler = PromptSampler(prompts, config.selection, config.group_size, seed)
     records = Ledger(ledger)
+    records.begin(0, Watermark())
     return Run(Controller(config, sampler, workers, records), workers, sampler, records)

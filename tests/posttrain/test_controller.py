@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from posttrain.ledger import Ledger
-from posttrain.rl import Controller
 from posttrain.slots import Draw
 from rollouts.errors import EngineError, JudgeError, NoSignalError
 from rollouts.types import Prompt
@@ -567,22 +565,6 @@ def test_what_was_trained_is_on_disk_at_every_checkpoint(tmp_path: Path) -> None
 
     run.go(count)
     assert on_disk == [8, 16, 24, 32, 40, 48]
-
-
-def test_a_resumed_run_goes_on_with_draw_ids_and_versions(tmp_path: Path) -> None:
-    first = run_on(tmp_path, max_staleness=1, steps=5).go()
-    first.ledger.close()
-    ledger = Ledger(tmp_path / "0.db")
-    assert ledger.attempt == 2
-    pending = sum(ledger.counts().get(state, 0) for state in ("drawn", "admitted"))
-    assert ledger.void(4) == pending + 8  # step 5 comes after the checkpoint
-    assert ledger.counts()["trained"] == 32
-    workers = SimulatedWorkers(EASY_AND_HARD, trainer_version=4, version=4)
-    controller = Controller(first.controller.config, first.sampler, workers, ledger, version=4)
-    second = Run(controller, workers, first.sampler, ledger).go()
-    assert second.checkpoints == [5]
-    assert min(second.drawn) == max(first.drawn) + 1
-    assert ledger.counts()["trained"] == 40
 
 
 def test_the_step_report_adds_up(tmp_path: Path) -> None:

@@ -7,25 +7,14 @@ import pytest
 
 from posttrain.transcripts import print_transcripts
 from rollouts.errors import DataError
-from rollouts.recorder import write_shard
-from rollouts.types import Prompt, Rollout, RolloutGroup
-
-
-def group(draw: int, capability: str, outcomes: list[bool]) -> RolloutGroup:
-    rollouts = [
-        Rollout([5], [True], [-1.0], [(0, 1, draw)], "stop", f"text {draw}", float(solved), solved)
-        for solved in outcomes
-    ]
-    return RolloutGroup(draw, Prompt(f"p{draw}", ({"role": "user", "content": "?"},), capability), [1], rollouts)
+from tests.posttrain.lineages import group, write_checkpoint, write_shards
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run whose newest shard has no rollout of math."""
-    shards = tmp_path / "rl/rollouts"
-    write_shard(shards / "attempt-001-step-000001.parquet", [group(1, "math", [False, True])])
-    write_shard(shards / "attempt-001-step-000002.parquet", [group(2, "math", [True, False]), group(3, "code", [True])])
-    write_shard(shards / "attempt-001-step-000003.parquet", [group(4, "code", [True])])
+    first, second = [group(1)], [group(2), group(3, "code", [True])]
+    write_checkpoint(tmp_path, 3, write_shards(tmp_path, first, second, [group(4, "code", [True])]))
     return tmp_path
 
 
@@ -39,7 +28,7 @@ def test_older_shards_are_searched_until_there_are_enough(run: Path, capsys: pyt
     assert drawn(run, capsys) == ["1.0", "1.1", "2.0", "2.1", "3.0", "4.0"]
     assert drawn(run, capsys, count=2) == ["3.0", "4.0"]
     assert drawn(run, capsys, count=3, capability="math") == ["1.1", "2.0", "2.1"]
-    assert drawn(run, capsys, unsolved=True) == ["1.0", "2.1"]
+    assert drawn(run, capsys, unsolved=True) == ["1.1", "2.1"]
 
 
 def test_nothing_of_the_kind_is_an_error(run: Path) -> None:
@@ -55,7 +44,7 @@ def test_every_turn_of_a_conversation_is_shown(tmp_path: Path, capsys: pytest.Ca
         {"role": "user", "content": "[47+38]=85"},
         {"role": "assistant", "content": "85"},
     ]
-    write_shard(tmp_path / "rl/rollouts/attempt-001-step-000001.parquet", [talk])
+    write_checkpoint(tmp_path, 1, write_shards(tmp_path, [talk]))
     print_transcripts(tmp_path, 1, None, False)
     said = capsys.readouterr().out.splitlines()[1:]
     assert said == [

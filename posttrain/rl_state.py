@@ -1,0 +1,85 @@
+"""What an RL checkpoint holds beside policy and optimizer: `rl_state.json`.
+
+All of it is as of one step boundary, before the engines get the step's weights: statistics and random state of the
+curriculum, the loop's own state, where the ledger stood, and which shards of rollouts led to here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from posttrain.config import Config
+from posttrain.ledger import Watermark
+from posttrain.rundir import newest_checkpoint, write_json
+from rollouts.errors import CheckpointError, ConfigError
+
+STATE = "rl_state.json"
+FIXED = ("model", "lora", "reward", "environment")
+"""Settings without which the state has no meaning: what is trained, and what its outcomes are."""
+
+
+@dataclass(frozen=True)
+class RLState:
+    """One checkpoint's state; `shards` are the names of files in `RUN/rl/rollouts`, oldest first."""
+
+    version: int
+    settings: dict[str, Any]
+    sampler: dict[str, Any]
+    controller: dict[str, Any]
+    watermark: Watermark
+    shards: tuple[str, ...]
+    summary: dict[str, Any]
+
+    def write(self, directory: Path) -> None:
+        """Writes it into a checkpoint's directory."""
+        write_json(directory / STATE, asdict(self))
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Self:
+        """Reads a checkpoint's.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            values = json.loads((checkpoint / STATE).read_text())
+            return cls(
+                **{
+                    **values,
+                    "watermark": Watermark.from_json(values["watermark"]),
+                    "shards": tuple(values["shards"]),
+                }
+            )
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            problem = f"not the state of an RL run ({type(error).__name__}: {error})"
+            raise CheckpointError(f"{checkpoint / STATE}: {problem}; choose another checkpoint") from None
+
+    def check(self, config: Config, checkpoint: Path) -> None:
+        """Raises ConfigError if a setting has changed without which the state has no meaning."""
+        for name, now in fixed_settings(config).items():
+            was = self.settings[name]
+            if now != was:
+                raise ConfigError(
+                    f"{name}: {checkpoint} was trained with {json.dumps(was)}, not {json.dumps(now)}, and its "
+                    "state has no meaning with another; set it back, or start a new --run"
+                )
+
+
+def fixed_settings(config: Config) -> dict[str, Any]:
+    """The settings that a run keeps as long as it lives."""
+    resolved = config.resolved()
+    return {name: resolved[name] for name in FIXED}
+
+
+def shards(run: Path) -> list[Path]:
+    """The shards of rollouts that led to a run's newest RL checkpoint, oldest first.
+
+    Others may lie beside them, of a future that was given up for a resume.
+    """
+    checkpoint = newest_checkpoint(run, "rl")
+    if checkpoint is None:
+        return []
+    return [run / "rl" / "rollouts" / name for name in RLState.read(checkpoint).shards]

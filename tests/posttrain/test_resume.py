@@ -1,0 +1,211 @@
+"""A run that is killed again and again and continued from its checkpoints, under virtual time."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from curricula.sampler import PromptSampler
+from posttrain.config import RLConfig
+from posttrain.ledger import Ledger, Watermark
+from posttrain.rl import Controller, Step
+from posttrain.slots import Draw, Judged
+from rollouts.types import Prompt
+from tests.posttrain.simulation import Sampled, SimulatedWorkers, Timing, make_prompts, mixing, simulate
+
+PROMPTS = make_prompts(math=300, code=300)
+RATE = mixing(math=0.9, code=0.4)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the stage writes, with the groups that its shards hold; through JSON, as it is."""
+
+    version: int
+    sampler: dict[str, Any]
+    controller: dict[str, Any]
+    watermark: dict[str, Any]
+    groups: dict[int, Judged]
+
+
+@dataclass
+class Lineage:
+    """A run over all of its lives; `batches` are those that led to the newest checkpoint."""
+
+    path: Path
+    config: RLConfig
+    prompts: list[Prompt] = field(default_factory=lambda: PROMPTS)
+    checkpoint: Checkpoint | None = None
+    batches: list[list[Sampled]] = field(default_factory=list)
+    lives: int = 0
+    per_token: float = 0.01  # seconds
+    rate: Callable[[Prompt, int], float] = RATE
+
+    def live(self, seconds: float | None = None, lose_slow_ones: bool = False, **changes: Any) -> Controller:
+        """Runs from the newest checkpoint for so many seconds, or to the end.
+
+        Args:
+            seconds: after which the life ends without a word.
+            lose_slow_ones: forget the draws that were under way, as a naive resume does.
+            changes: of the settings, from now on.
+        """
+        self.config = self.config.model_copy(update=changes)
+        version = self.checkpoint.version if self.checkpoint else 0
+        del self.batches[version:]
+        self.lives += 1
+        sampler = PromptSampler(self.prompts, self.config.selection, self.config.group_size, seed=0)
+        # Latencies differ from life to life; lengths and outcomes are those of the draw.
+        timing = Timing(per_token=self.per_token * (1 + 0.1 * (self.lives % 7)))
+        workers = SimulatedWorkers(self.rate, timing=timing, trainer_version=version, version=version)
+        ledger = Ledger(self.path)
+        saved = self.checkpoint
+        mark = Watermark.from_json(saved.watermark) if saved else Watermark()
+        ledger.begin(version, mark)
+        controller = Controller(self.config, sampler, workers, ledger, version)
+        if saved:
+            sampler.load_state_dict(saved.sampler)
+            rows = {prompt.prompt_id: row for row, prompt in enumerate(self.prompts)}
+            pending = []
+            for was in mark.pending:
+                if was.state == "admitted":
+                    pending.append((saved.groups[was.draw_id].draw, saved.groups[was.draw_id]))
+                elif lose_slow_ones:
+                    ledger.judged(was.draw_id, "rejected", "lost", 0, 0, 0)
+                else:
+                    row = rows[was.prompt_id]
+                    pending.append((Draw(was.draw_id, row, self.prompts[row], was.version), None))
+            controller.restore(saved.controller, mark.next_draw, pending)
+
+        async def keep(version: int) -> None:
+            self.batches += workers.trained[len(self.batches) - (saved.version if saved else 0) :]
+            if version % 3 == 0 or version == self.config.steps:
+                mark = ledger.watermark(controller.next_draw)
+                state = (sampler.state_dict(), controller.state_dict(), mark.as_json())
+                self.checkpoint = Checkpoint(version, *json.loads(json.dumps(state)), dict(controller.slots._ready))
+
+        async def main() -> None:
+            async def report(step: Step) -> None: ...
+
+            task = asyncio.ensure_future(controller.run(keep, report))
+            await asyncio.wait({task}, timeout=seconds)
+            if task.done():
+                await task
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        simulate(main())
+        ledger.close()
+        return controller
+
+    def killed(self, times: int, seed: int = 0, longest: float = 15.0, **kind: Any) -> "Lineage":
+        """Ends so many lives at random moments, after `longest` seconds at most, then lets the run end."""
+        rng = np.random.default_rng(seed)
+        for _ in range(times):
+            self.live(rng.uniform(2, longest), **kind)
+        self.live(**kind)
+        return self
+
+
+def lineage(path: Path, per_token: float = 0.01, **settings: Any) -> Lineage:
+    config = RLConfig(**({"group_size": 4, "prompts_per_step": 8, "steps": 30} | settings))
+    return Lineage(path, config, per_token=per_token)
+
+
+def trained(run: Lineage) -> list[list[tuple[int, str]]]:
+    """Draw id and prompt of the groups of every step."""
+    return [[(sampled.draw.draw_id, sampled.draw.prompt.prompt_id) for sampled in batch] for batch in run.batches]
+
+
+@pytest.mark.parametrize("selection", ["signal", "uniform"])
+@pytest.mark.parametrize("oversample", [1.0, 1.5])
+def test_a_synchronous_run_trains_on_the_same_draws_as_without_interruption(
+    tmp_path: Path, selection: str, oversample: float
+) -> None:
+    settings = {"max_staleness": 0, "selection": selection, "oversample": oversample}
+    whole = lineage(tmp_path / "whole.db", **settings).killed(0)
+    broken = lineage(tmp_path / "broken.db", **settings).killed(8)
+    assert broken.lives == 9
+    assert len(whole.batches) == 30
+    assert trained(broken) == trained(whole)
+
+
+@pytest.mark.parametrize("max_staleness", [1, 4])
+@pytest.mark.parametrize("order", ["fifo", "ready"])
+@pytest.mark.parametrize("seed", range(2))
+def test_every_draw_is_trained_rejected_or_pending_exactly_once(
+    tmp_path: Path, max_staleness: int, order: str, seed: int
+) -> None:
+    run = lineage(tmp_path / "x.db", max_staleness=max_staleness, order=order).killed(10, seed)
+    assert run.checkpoint is not None
+    ledger = Ledger(run.path, read_only=True)
+    rows = ledger.rows("voided_by IS NULL")
+    assert [row.draw_id for row in rows] == list(range(len(rows)))
+    for step, batch in enumerate(run.batches, 1):
+        assert {row.draw_id for row in rows if row.step == step} == {sampled.draw.draw_id for sampled in batch}
+        assert {sampled.draw.draw_id: sampled.draw.prompt.prompt_id for sampled in batch} == {
+            row.draw_id: row.prompt_id for row in rows if row.step == step
+        }
+        assert step - 1 - min(span[2] for sampled in batch for span in sampled.spans) <= max_staleness
+    assert len(run.batches) == 30
+    pending = {row["draw_id"] for row in run.checkpoint.watermark["pending"]}
+    assert {row.draw_id for row in rows if row.state in ("drawn", "admitted")} == pending
+    if order == "fifo":
+        for capability in ("math", "code"):
+            ids = [each.draw.draw_id for batch in run.batches for each in batch if each.draw.capability == capability]
+            assert ids == sorted(ids)
+
+
+def lengths(run: Lineage) -> np.ndarray:
+    """Log-lengths of what was trained on."""
+    return np.log([sampled.length for batch in run.batches for sampled in batch])
+
+
+def test_kills_do_not_favour_short_answers(tmp_path: Path) -> None:
+    # In FIFO order the slow ones are waited for before most checkpoints; as they are ready, they lie behind them.
+    settings: dict[str, Any] = {"max_staleness": 4, "order": "ready", "steps": 60, "selection": "uniform"}
+    runs = [lineage(tmp_path / name, per_token=0.02, **settings) for name in ("kept.db", "lost.db")]
+    kept = lengths(runs[0].killed(25, longest=20))
+    lost = lengths(runs[1].killed(25, longest=20, lose_slow_ones=True))
+    error = 1 / np.sqrt(len(kept))  # lengths are log-normal: median 100, sigma 1
+    assert len(kept) == len(lost) == 480
+    assert abs(kept.mean() - np.log(100)) < 3 * error
+    assert lost.mean() - np.log(100) < -3 * error  # the same test on a resume that forgets what was under way
+
+
+def test_settings_that_leave_no_room_reject_the_surplus_as_stale(tmp_path: Path) -> None:
+    run = lineage(tmp_path / "x.db", max_staleness=4)
+    run.live(60)
+    assert run.checkpoint is not None
+    pending = len(run.checkpoint.watermark["pending"])
+    assert pending > 16
+    run.live(max_staleness=1, prompts_per_step=6)
+    counts = Ledger(run.path, read_only=True).counts()
+    assert counts["rejected(stale)"] >= pending - 12
+    assert [len(batch) for batch in run.batches][run.checkpoint.version - 3 :] == [6] * 3
+    rows = Ledger(run.path, read_only=True).rows("voided_by IS NULL")
+    assert [row.draw_id for row in rows] == list(range(len(rows)))
+
+
+def test_a_synchronous_run_may_go_on_from_an_asynchronous_one(tmp_path: Path) -> None:
+    run = lineage(tmp_path / "x.db", max_staleness=3)
+    run.live(60)
+    run.live(max_staleness=0)
+    assert len(run.batches) == 30
+    assert {len(batch) for batch in run.batches} == {8}
+
+
+def test_a_capability_that_lends_its_share_still_does(tmp_path: Path) -> None:
+    settings = {"max_staleness": 1, "max_rejected_in_a_row": 20, "retest_every": 100}
+    run = lineage(tmp_path / "x.db", **settings)
+    run.prompts, run.rate = make_prompts(math=300, useless=300), mixing(math=0.9, useless=0.0)
+    run.live(40)
+    assert run.checkpoint is not None
+    assert list(run.checkpoint.controller["lent_since"]) == ["useless"]
+    controller = run.live()
+    assert controller.slots.lent == {"useless"}
+    assert {sampled.draw.capability for batch in run.batches[-3:] for sampled in batch} == {"math"}
