@@ -110,9 +110,13 @@ def _check_gone(running: Running) -> None:
 
 
 def _kill_one(running: Running, rng: np.random.Generator, found: Ordeal) -> None:
-    """Kills the driver, or any process that it has started, each alike."""
+    """Kills the driver, an actor (or what it has started), or a process of Ray's own: each kind is as likely."""
     processes = running.processes()
-    victim = int(rng.choice(sorted(processes)))
+    kinds: dict[str, list[int]] = {}
+    for pid, command_line in sorted(processes.items()):
+        actor = command_line.startswith("ray::") and command_line not in LINGERING
+        kinds.setdefault("driver" if pid == running.process.pid else "actor" if actor else "ray", []).append(pid)
+    victim = int(rng.choice(kinds[str(rng.choice(sorted(kinds)))]))
     try:
         os.kill(victim, signal.SIGKILL)
     except ProcessLookupError:
