@@ -85,19 +85,21 @@ def simulate(
     baseline: dict[float, list[float]] = {smoothing: [] for smoothing in SMOOTHING}
     for version in range(versions):
         rows = rng.choice(prompts, groups, replace=False)
-        low, high = table.interval(rows, version, MASS)
-        for row, lowest, highest in zip(rows.tolist(), low, high, strict=True):
+        judged = []
+        believed = zip(rows.tolist(), *table.interval(rows, version, MASS), table.predict(rows, version), strict=True)
+        for row, lowest, highest, chances in believed:
             rate = rates_VP[version, row]
             solved = int(rng.binomial(GROUP, rate))
             if version >= warm_up:
                 covered.append(bool(lowest <= rate <= highest))
                 widths.append(float(highest - lowest))
                 if last[row] >= 0:
-                    losses.append(-float(table.predict(row, version)[solved]))
+                    losses.append(-math.log(chances[solved]))
                     for smoothing, found in baseline.items():
                         found.append(_loss((last[row] + smoothing) / (GROUP + 2 * smoothing), solved))
             last[row] = solved
-            table.observe(row, [index < solved for index in range(GROUP)], version)
+            judged.append((row, [index < solved for index in range(GROUP)], version))
+        table.observe(judged)
     return {
         "coverage": statistics.fmean(covered), "width": statistics.fmean(widths), "log_loss": statistics.fmean(losses),
         "log_loss_of_last_group": min(statistics.fmean(found) for found in baseline.values()),
