@@ -10,11 +10,11 @@ from dataclasses import dataclass
 class Curriculum:
     """As `rl.curriculum` in the configuration, which says what each is and has the same defaults.
 
-    Example: `Curriculum(band_start=(0.4, 0.8), band_end=(0.2, 0.6), steps=100).band(50) == (0.3, 0.7)`
+    Example: `Curriculum(band_start=(0.4, 0.8), band_end=(0.2, 0.4), steps=100).band(50)` is (0.3, 0.6)
     """
 
-    band_start: Sequence[float] = (0.3, 0.8)
-    band_end: Sequence[float] = (0.15, 0.6)
+    band_start: Sequence[float] = (0.4, 0.8)
+    band_end: Sequence[float] = (0.15, 0.5)
     easy_floor: float = 0.1
     retest_share: float = 0.05
     retest_after: int = 10

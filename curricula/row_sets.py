@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from itertools import pairwise
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class RowSets:
         places = np.frombuffer(self.place_P, dtype=np.int32) if len(set_P) else np.zeros(0, dtype=np.int32)
         order = np.lexsort((place_P, set_P))
         bounds = np.searchsorted(set_P[order], range(len(self.sets) + 1))
-        for number, (first, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for number, (first, end) in enumerate(pairwise(bounds.tolist())):
             rows = order[first:end].astype(np.int32)
             places[rows] = np.arange(len(rows))
             self.sets[number] = array("i", rows.tobytes())

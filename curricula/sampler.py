@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from curricula.curriculum import Curriculum
-from curricula.selection import SELECTIONS
+from curricula.selection import SELECTIONS, together
 from curricula.stats import StatsTable
 from rollouts.errors import CheckpointError
 from rollouts.types import Prompt
 
 FILE = "sampler.npz"
-TOGETHER = 64
-"""Finished draws that are entered together at the latest, as that costs little more than one."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,9 @@ class Restored:
     kept: int
     removed: int
     new: int
+
+    def __str__(self) -> str:
+        return f"{self.kept} go on, {self.removed} are gone, {self.new} are new and count as never drawn"
 
 
 class PromptSampler:
@@ -61,8 +62,8 @@ class PromptSampler:
         self.selection = SELECTIONS[selection](self._stats, curriculum or Curriculum(), self._rng)
         self._numbers = {name: number for number, name in enumerate(self._stats.capabilities)}
         self._in_flight: Counter[int] = Counter()
+        self._together = together(len(prompts))
         self._finished: list[tuple[int, Sequence[bool] | None, int]] = []  # draws that are still to be settled
-        self._version = 0
 
     @property
     def capabilities(self) -> list[str]:
@@ -72,13 +73,13 @@ class PromptSampler:
     def draw(self, capability: str, version: int) -> int:
         """The row of the next prompt of a capability, as of a policy version; it is in flight until observed."""
         number = self._numbers[capability]
-        if version > self._version:
+        if version > self.selection.version:
             self._settle()
-            self._version = version
-        row = self.selection.pick(number, version)
+            self.selection.advance(version)
+        row = self.selection.pick(number)
         if row is None and self._finished:
             self._settle()
-            row = self.selection.pick(number, version)
+            row = self.selection.pick(number)
         if row is None:  # a set smaller than what is in flight: a prompt is then drawn twice
             rows = [row for row in self._in_flight if self._capability(row) == number]
             row = rows[int(self._rng.random() * len(rows))]
@@ -89,7 +90,7 @@ class PromptSampler:
     def observe(self, row: int, outcomes: Sequence[bool] | None, version: int) -> None:
         """Ends a draw: with the outcomes of its group, or with None if there are none."""
         self._finished.append((row, outcomes, version))
-        if len(self._finished) >= TOGETHER:
+        if len(self._finished) >= self._together:
             self._settle()
 
     @property
@@ -105,12 +106,12 @@ class PromptSampler:
             return
         groups = [(row, outcomes, version) for row, outcomes, version in finished if outcomes is not None]
         self._stats.observe(groups)
-        self.selection.observed(np.array(list(dict.fromkeys(row for row, _, _ in groups)), dtype=np.int64), self._version)
+        self.selection.observed(np.array(list(dict.fromkeys(row for row, _, _ in groups)), dtype=np.int64))
         self._in_flight.subtract(row for row, _, _ in finished)
         back = [row for row in dict.fromkeys(row for row, _, _ in finished) if self._in_flight[row] <= 0]
         for row in back:
             del self._in_flight[row]
-        self.selection.put(back, self._version)
+        self.selection.put(back)
 
     def _capability(self, row: int) -> int:
         return int(self._stats.capability(np.array([row]))[0])
@@ -118,7 +119,7 @@ class PromptSampler:
     def state_dict(self) -> dict[str, np.ndarray]:
         """Everything but the draws in flight, as copies; what is no array is JSON."""
         self._settle()
-        state = {"rng": self._rng.bit_generator.state, "selection": self.name, "version": self._version}
+        state = {"rng": self._rng.bit_generator.state, "selection": self.name, "version": self.selection.version}
         columns = {f"selection/{name}": column for name, column in self.selection.columns().items()}
         return {"sampler": np.array(json.dumps(state)), **columns, **self._stats.state_dict()}
 
@@ -127,18 +128,18 @@ class PromptSampler:
         saved: dict[str, Any] = json.loads(str(state["sampler"]))
         rows, places = self._stats.load_state_dict(state)
         self._rng.bit_generator.state = saved["rng"]
-        self._version = saved["version"]
         self._in_flight.clear()
         self._finished.clear()
         if saved["selection"] == self.name:
             columns = self.selection.columns()
             for name, column in columns.items():
                 column[rows] = state[f"selection/{name}"][places]
-            self.selection.restore(columns, self._version)
+            self.selection.restore(columns, saved["version"])
         else:  # its columns mean something else
             seen = np.flatnonzero(self._stats.attempts_P)
-            self.selection.observed(seen, self._version)
-            self.selection.put(seen.tolist(), self._version)
+            self.selection.advance(saved["version"])
+            self.selection.observed(seen)
+            self.selection.put(seen.tolist())
         return Restored(len(rows), len(state["prompt_ids"]) - len(rows), len(self._stats.prompt_ids) - len(rows))
 
     def save(self, directory: Path) -> None:

@@ -3,10 +3,10 @@
 The policy changes, so evidence grows old; how fast is not known. So several beliefs are kept side by side. Each of the
 first D holds that the evidence fades by its own share with every policy version, and gives way to the prior of the
 prompt's kind (capability, difficulty, source), which is fitted to the first groups of its prompts. The last one holds
-that the prompt has moved: it knows only the last group, and what the next one was like for other prompts of the capability
-with such a group. Each prompt weighs the beliefs by how well they predicted its own
-groups, starting from how well they predict those of its capability: dynamic model averaging
-(https://doi.org/10.1198/TECH.2009.08104). So a posterior is a mixture of Betas.
+that the prompt has moved: it knows only the last group, and what the next one was like for other prompts of the
+capability with such a group. Each prompt weighs the beliefs by how well they predicted its own groups, starting from
+how well they predict those of its capability: dynamic model averaging (https://doi.org/10.1198/TECH.2009.08104). So a
+posterior is a mixture of Betas.
 
 Fading is applied when a row is read or written. Priors are fitted to first groups, and moves to what follows upon a
 last group, because which prompts are drawn depends on their outcomes.
@@ -118,7 +118,9 @@ class StatsTable:
         self.weight_PB[rows_N[known]] = weight[known]
         for number in np.unique(capability[known]).tolist():
             mine = weight[known & (capability == number)]
-            self.weight_CB[number] += (1 - (1 - LEARNING_RATE) ** len(mine)) * (mine.mean(axis=0) - self.weight_CB[number])
+            self.weight_CB[number] += (1 - (1 - LEARNING_RATE) ** len(mine)) * (
+                mine.mean(axis=0) - self.weight_CB[number]
+            )
         self.moves.observe(self._move(rows_N[known & whole]), solved_N[known & whole])
         self.priors.observe(kind[~known & whole], solved_N[~known & whole])
         age = np.maximum(version_N - self.version_P[rows_N], 0)
@@ -192,13 +194,15 @@ class StatsTable:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all columns; rows by prompt id, so that they can be restored with other prompts."""
+        self.priors.fit()  # as they are when restored
+        self.moves.fit()
         return {
             "prompt_ids": self.prompt_ids,
             **{f"stats/{name}": getattr(self, name).copy() for name in self._COLUMNS},
             "kinds": np.array(self.kinds),
             "kinds/groups": self.priors.counts_KG.copy(),
             "capabilities": np.array(self.capabilities),
-            "capabilities/moves": self._moves_CGG().copy(),
+            "capabilities/moves": self._follow_ups().copy(),
             "capabilities/weights": self.weight_CB.copy(),
         }
 
@@ -222,13 +226,13 @@ class StatsTable:
         saved_size = state["kinds/groups"].shape[1] - 1
         if saved_size == self.group_size:
             self.priors.counts_KG[kinds] = state["kinds/groups"][saved]
-            self._moves_CGG()[capabilities] = state["capabilities/moves"][saved_capabilities]
+            self._follow_ups()[capabilities] = state["capabilities/moves"][saved_capabilities]
         else:  # groups of another size say nothing of groups of this one
             self.last_P[rows] = np.rint(self.last_P[rows] * (self.group_size / saved_size))
         self.priors.fit()
         self.moves.fit()
         return rows, places
 
-    def _moves_CGG(self) -> np.ndarray:
+    def _follow_ups(self) -> np.ndarray:
         """The groups that followed upon each last group."""
         return self.moves.counts_KG.reshape(-1, self.group_size + 1, self.group_size + 1)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from curricula.curriculum import Curriculum
 from curricula.sampler import PromptSampler
 from judges.scorer import load_scorer
 from posttrain import data
@@ -105,9 +106,12 @@ class RLStage:
         await self.workers.ready()
         version = int(self.state.get("version", 0))
         await self.workers.begin(version, str(self.checkpoint) if self.checkpoint else None)
-        self.sampler = PromptSampler(prompts, rl.selection, rl.group_size, self.config.seed)
-        if self.state:
-            self.sampler.load_state_dict(self.state["sampler"])
+        curriculum = Curriculum(**rl.curriculum.model_dump(), steps=rl.steps)
+        self.sampler = PromptSampler(prompts, rl.selection, rl.group_size, self.config.seed, curriculum)
+        if self.checkpoint:
+            restored = self.sampler.load(self.checkpoint)
+            if restored.removed or restored.new:
+                say(f"resuming with other prompts: {restored}")
         self.ledger = Ledger(self.rundir.path / "ledger.db")
         if voided := self.ledger.void(version):
             say(f"resuming after step {version}: {voided} draws of earlier attempts are void and drawn anew")
@@ -222,7 +226,8 @@ class RLStage:
         await answer(self.workers.verifier.write_shard.remote(str(shard)), limit, "the verifier to write its rollouts")
         with self.rundir.new_checkpoint("rl", version, self.parent, self.config.rl.checkpoints_kept) as directory:
             await self.workers.trainer.save(str(directory))
-            state = {"version": version, "sampler": self.sampler.state_dict(), "summary": asdict(await self._summary())}
+            state = {"version": version, "summary": asdict(await self._summary())}
+            self.sampler.save(directory)
             write_json(directory / STATE, state)
         return self.rundir.checkpoints("rl")[-1]
 
