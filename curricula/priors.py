@@ -12,7 +12,7 @@ import numpy as np
 
 from curricula.beta_binomial import log_pmf
 
-MEMORY = 256
+MEMORY = 128
 """Groups of a kind after which an older one counts 1/e: the policy that made them has changed."""
 POOLED = 2.0
 """How many groups of its class a kind starts with."""

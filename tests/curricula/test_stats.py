@@ -124,11 +124,11 @@ def test_old_evidence_gives_way() -> None:
 
 
 def test_uncertainty_grows_with_age() -> None:
-    table = StatsTable(prompts(1), 8)
+    table = StatsTable(prompts(1), 8, decays=(0.99,))
     for version in range(6):
         table.observe([(0, group(4, 8), version)])
     low, high = table.interval(np.array([0]), 6, 0.9)
-    later_low, later_high = table.interval(np.array([0]), 200, 0.9)
+    later_low, later_high = table.interval(np.array([0]), 300, 0.9)
     assert later_high[0] - later_low[0] > 1.2 * (high[0] - low[0])
 
 
@@ -177,6 +177,6 @@ def test_state_of_another_group_size_keeps_the_evidence() -> None:
     other.load_state_dict(table.state_dict())
     assert other.view(0, 0).attempts == 4
     assert other.last_P.tolist() == [6, 2, 0]
-    assert other.view(0, 0).pass_rate > 0.55 > 0.45 > other.view(1, 0).pass_rate
+    assert other.view(0, 0).pass_rate > other.view(1, 0).pass_rate + 0.1
     other.observe([(0, group(8, 8), 1)])
     assert other.view(0, 1).solves == 11
