@@ -132,6 +132,17 @@ def test_uncertainty_grows_with_age() -> None:
     assert later_high[0] - later_low[0] > 1.2 * (high[0] - low[0])
 
 
+def test_an_interval_holds_its_share_of_the_draws() -> None:
+    table = StatsTable(prompts(3), 8)
+    for version in range(3):
+        table.observe([(0, group(0, 8), version), (1, group(3 * version, 8), version)])
+    rng, rows = np.random.default_rng(0), np.arange(3)
+    draws = np.stack([table.sample(rows, 5, rng) for _ in range(20_000)])
+    low, high = table.interval(rows, 5, 0.9)
+    assert (draws < low).mean(axis=0) == pytest.approx([0.05] * 3, abs=0.007)
+    assert (draws > high).mean(axis=0) == pytest.approx([0.05] * 3, abs=0.007)
+
+
 def test_an_outcome_that_arrives_late_does_not_turn_time_back() -> None:
     table = StatsTable(prompts(1), 2, decays=(0.5,))
     table.observe([(0, [True, True], 5)])
