@@ -1,85 +1,165 @@
-"""Which prompt comes next: by the expected learning signal of its group, or uniformly."""
+"""Which prompt comes next: statistics, selection, what is in flight, and all of it in a file."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from curricula.curriculum import Curriculum
+from curricula.selection import SELECTIONS, together
 from curricula.stats import StatsTable
+from rollouts.errors import CheckpointError
 from rollouts.types import Prompt
 
-CANDIDATES = 24
-"""Prompts among which one draw chooses, so that a draw costs the same however many prompts there are."""
+FILE = "sampler.npz"
 
-THOMPSON_DRAWS = 4
-"""Pass rates drawn for each candidate."""
+
+@dataclass(frozen=True)
+class Restored:
+    """What became of the prompts of a saved state; an edited prompt is another one, so it counts twice."""
+
+    kept: int
+    removed: int
+    new: int
+
+    def __str__(self) -> str:
+        return f"{self.kept} go on, {self.removed} are gone, {self.new} are new and count as never drawn"
 
 
 class PromptSampler:
     """Draws prompts of a capability; a prompt in flight is not drawn again.
 
-    `signal`: a few candidates are drawn at random, and the one with the highest chance of a group with mixed outcomes,
-    `1 - p^G - (1-p)^G`, is taken, averaged over a few pass rates p drawn from its posterior (Thompson sampling with
-    fewer surprises: unseen prompts are explored, yet one known to be mixed wins more often). `uniform`: any prompt
-    alike.
+    See `selection.py` for the ways of choosing.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], selection: str, group_size: int, seed: int) -> None:
-        """Takes the prompts in a fixed order; `selection` is `signal` or `uniform`."""
-        self.prompts = list(prompts)
-        self.selection, self.group_size = selection, group_size
-        self.stats = StatsTable(self.prompts)
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        selection: str,
+        group_size: int,
+        seed: int,
+        curriculum: Curriculum | None = None,
+    ) -> None:
+        """Takes the prompts in a fixed order.
+
+        Args:
+            prompts: read once; later only those that are drawn.
+            selection: `signal`, `uniform`, `dynamic_sampling` or `pools`.
+            group_size: rollouts in a group.
+            seed: of the draws.
+            curriculum: the numbers that the selection goes by.
+        """
+        self.prompts = prompts
+        self._stats = StatsTable(prompts, group_size)
         self._rng = np.random.default_rng(seed)
-        self._rows = {
-            capability: np.array([row for row, prompt in enumerate(self.prompts) if prompt.capability == capability])
-            for capability in dict.fromkeys(prompt.capability for prompt in self.prompts)
-        }
+        self.name = selection
+        self.selection = SELECTIONS[selection](self._stats, curriculum or Curriculum(), self._rng)
+        self._numbers = {name: number for number, name in enumerate(self._stats.capabilities)}
         self._in_flight: Counter[int] = Counter()
+        self._together = together(len(prompts))
+        self._finished: list[tuple[int, Sequence[bool] | None, int]] = []  # draws that are still to be settled
 
     @property
     def capabilities(self) -> list[str]:
         """The capabilities of the prompts, in the order of their first appearance."""
-        return list(self._rows)
+        return list(self._numbers)
 
     def draw(self, capability: str, version: int) -> int:
         """The row of the next prompt of a capability, as of a policy version; it is in flight until observed."""
-        rows = self._rows[capability]
-        candidates = rows[self._rng.integers(len(rows), size=CANDIDATES)]
-        free = np.array([row for row in candidates if row not in self._in_flight], dtype=np.int64)
-        if len(free) == 0:  # nearly all are in flight
-            free = self._rng.permutation([row for row in rows if row not in self._in_flight])[:CANDIDATES]
-        if len(free) == 0:  # a set smaller than what is in flight: a prompt is then drawn twice
-            free = candidates
-        if self.selection == "uniform":
-            choice = int(free[0])
-        else:
-            alpha, beta = self.stats.posterior(free, version)
-            rates = self._rng.beta(alpha, beta, size=(THOMPSON_DRAWS, len(free)))
-            signal = 1 - rates**self.group_size - (1 - rates) ** self.group_size
-            choice = int(free[signal.mean(axis=0).argmax()])
-        self._in_flight[choice] += 1
-        return choice
+        number = self._numbers[capability]
+        if version > self.selection.version:
+            self._settle()
+            self.selection.advance(version)
+        row = self.selection.pick(number)
+        if row is None and self._finished:
+            self._settle()
+            row = self.selection.pick(number)
+        if row is None:  # a set smaller than what is in flight: a prompt is then drawn twice
+            rows = [row for row in self._in_flight if self._capability(row) == number]
+            row = rows[int(self._rng.random() * len(rows))]
+        self.selection.sets.remove(row)
+        self._in_flight[row] += 1
+        return row
 
     def hold(self, row: int) -> None:
-        """Counts a draw of another run's life as in flight: it is made again."""
+        """Counts a draw of an earlier life of the run as in flight: it is made again."""
+        self.selection.sets.remove(row)
         self._in_flight[row] += 1
 
     def observe(self, row: int, outcomes: Sequence[bool] | None, version: int) -> None:
         """Ends a draw: with the outcomes of its group, or with None if there are none."""
-        self._in_flight[row] -= 1
-        if self._in_flight[row] <= 0:
+        self._finished.append((row, outcomes, version))
+        if len(self._finished) >= self._together:
+            self._settle()
+
+    @property
+    def stats(self) -> StatsTable:
+        """The statistics of all groups so far."""
+        self._settle()
+        return self._stats
+
+    def _settle(self) -> None:
+        """Enters the finished draws into the statistics, and puts their prompts back."""
+        finished, self._finished = self._finished, []
+        if not finished:
+            return
+        groups = [(row, outcomes, version) for row, outcomes, version in finished if outcomes is not None]
+        self._stats.observe(groups)
+        self.selection.observed(np.array(list(dict.fromkeys(row for row, _, _ in groups)), dtype=np.int64))
+        self._in_flight.subtract(row for row, _, _ in finished)
+        back = [row for row in dict.fromkeys(row for row, _, _ in finished) if self._in_flight[row] <= 0]
+        for row in back:
             del self._in_flight[row]
-        if outcomes is not None:
-            self.stats.observe(row, outcomes, version)
+        self.selection.put(back)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Statistics and random state; draws in flight are not part of it."""
-        return {"stats": self.stats.state_dict(), "rng": self._rng.bit_generator.state}
+    def _capability(self, row: int) -> int:
+        return int(self._stats.capability(np.array([row]))[0])
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
-        self.stats.load_state_dict(state["stats"])
-        self._rng.bit_generator.state = state["rng"]
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Everything but the draws in flight, as copies; what is no array is JSON."""
+        self._settle()
+        state = {"rng": self._rng.bit_generator.state, "selection": self.name, "version": self.selection.version}
+        columns = {f"selection/{name}": column for name, column in self.selection.columns().items()}
+        return {"sampler": np.array(json.dumps(state)), **columns, **self._stats.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> Restored:
+        """Restores what `state_dict` gave, perhaps of other prompts: removed ones are dropped, new ones are unseen."""
+        saved: dict[str, Any] = json.loads(str(state["sampler"]))
+        rows, places = self._stats.load_state_dict(state)
+        self._rng.bit_generator.state = saved["rng"]
+        self._in_flight.clear()
+        self._finished.clear()
+        if saved["selection"] == self.name:
+            columns = self.selection.columns()
+            for name, column in columns.items():
+                column[rows] = state[f"selection/{name}"][places]
+            self.selection.restore(columns, saved["version"])
+        else:  # its columns mean something else
+            seen = np.flatnonzero(self._stats.attempts_P)
+            self.selection.advance(saved["version"])
+            self.selection.observed(seen)
+            self.selection.put(seen.tolist())
+        return Restored(len(rows), len(state["prompt_ids"]) - len(rows), len(self._stats.prompt_ids) - len(rows))
+
+    def save(self, directory: Path) -> None:
+        """Writes `sampler.npz` into a checkpoint that is being made."""
+        np.savez(directory / FILE, **self.state_dict())  # type: ignore[arg-type]
+
+    def load(self, directory: Path) -> Restored:
+        """Reads what `save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        path = directory / FILE
+        try:
+            with np.load(path, allow_pickle=False) as state:
+                return self.load_state_dict(dict(state))
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}: no state of a sampler ({error}); choose another checkpoint") from None

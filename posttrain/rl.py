@@ -255,7 +255,8 @@ class Controller:
         if self.config.truncated == "reject" and judged.truncated:
             return "truncated"
         # A baseline of the whole batch gives groups of equal outcomes an advantage too.
-        return rejection(judged.outcomes) if self.config.advantage in GROUP_RELATIVE else None
+        filters = self.config.selection != "uniform" and self.config.advantage in GROUP_RELATIVE
+        return rejection(judged.outcomes) if filters else None
 
     def _reject(self, draw: Draw, reason: str, judged: Judged | None) -> None:
         outcomes = judged.outcomes if judged else ()

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from curricula.curriculum import Curriculum
 from curricula.sampler import PromptSampler
 from judges.scorer import load_scorer
 from posttrain import data
@@ -109,7 +110,8 @@ class RLStage:
         await self.workers.ready()
         version = self.state.version if self.state else 0
         await self.workers.begin(version, str(self.checkpoint) if self.checkpoint else None)
-        self.sampler = PromptSampler(prompts, rl.selection, rl.group_size, self.config.seed)
+        curriculum = Curriculum(**rl.curriculum.model_dump(), steps=rl.steps)
+        self.sampler = PromptSampler(prompts, rl.selection, rl.group_size, self.config.seed, curriculum)
         self.ledger = Ledger(self.rundir.path / "ledger.db")
         voided = self.ledger.begin(version, self.state.watermark if self.state else Watermark())
         self.controller = Controller(rl, self.sampler, self.workers, self.ledger, version)
@@ -131,7 +133,8 @@ class RLStage:
 
     def _restore(self, state: RLState) -> str:
         """Gives the loop what the checkpoint kept, as far as the prompts are still there; says what that was."""
-        self.sampler.load_state_dict(state.sampler)
+        assert self.checkpoint is not None
+        restored = self.sampler.load(self.checkpoint)
         rows = {prompt.prompt_id: row for row, prompt in enumerate(self.sampler.prompts)}
         draws = {}
         for was in state.watermark.pending:
@@ -156,7 +159,8 @@ class RLStage:
         removed = len(state.watermark.pending) - len(draws)
         return (
             f"{len(admitted)} groups wait to be trained, {len(draws) - len(admitted)} draws are made again"
-            + f", {removed} are of prompts that are gone" * bool(removed)
+            + f", {removed} were of prompts that are gone" * bool(removed)
+            + f"; prompts: {restored}" * bool(restored.removed or restored.new)
         )
 
     async def _finish(self) -> Path:
@@ -258,12 +262,12 @@ class RLStage:
         if await answer(written, limit, "the verifier to write its rollouts"):
             self.shards.append(shard.name)
         state = RLState(
-            version=version, settings=fixed_settings(self.config), sampler=self.sampler.state_dict(),
-            controller=self.controller.state_dict(), watermark=watermark, shards=tuple(self.shards),
-            summary=asdict(await self._summary()),
+            version=version, settings=fixed_settings(self.config), controller=self.controller.state_dict(),
+            watermark=watermark, shards=tuple(self.shards), summary=asdict(await self._summary()),
         )  # fmt: skip
         with self.rundir.new_checkpoint("rl", version, self.parent, self.config.rl.checkpoints_kept) as directory:
             await self.workers.trainer.save(str(directory))
+            self.sampler.save(directory)
             state.write(directory)
         return self.rundir.checkpoints("rl")[-1]
 

@@ -1,7 +1,7 @@
 """What an RL checkpoint holds beside policy and optimizer: `rl_state.json`.
 
-All of it is as of one step boundary, before the engines get the step's weights: statistics and random state of the
-curriculum, the loop's own state, where the ledger stood, and which shards of rollouts led to here.
+All of it is as of one step boundary, before the engines get the step's weights: the loop's own state, where the ledger
+stood, and which shards of rollouts led to here. The curriculum's statistics and random state are in `sampler.npz`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ class RLState:
 
     version: int
     settings: dict[str, Any]
-    sampler: dict[str, Any]
     controller: dict[str, Any]
     watermark: Watermark
     shards: tuple[str, ...]

@@ -247,6 +247,41 @@ class SamplingConfig(Section):
         return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, tuple(self.stop))
 
 
+class CurriculumConfig(Section):
+    """Which prompts RL's selection prefers."""
+
+    band_start: list[float] = Field(default_factory=lambda: [0.4, 0.8], min_length=2, max_length=2)
+    """Lowest and highest pass rate that `signal` aims at, at the first step."""
+    band_end: list[float] = Field(default_factory=lambda: [0.15, 0.5], min_length=2, max_length=2)
+    """The same at the last step; in between the band moves evenly. Lower rates are harder prompts."""
+    easy_floor: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the draws by `signal` that goes to easy prompts, of pass rates from 0.8 to below 1: against forgetting,
+    and against completions that grow longer and longer."""
+    retest_share: float = Field(default=0.05, ge=0, lt=1)
+    """Largest share of the draws by `signal` that goes to prompts that were found solved or unsolved and are due to be
+    tested again."""
+    retest_after: int = Field(default=10, ge=1)
+    """Policy versions until such a prompt is due; each test that changes nothing doubles them, up to 16 times."""
+    easy_pool: float = Field(default=0.1, ge=0, le=1)
+    """Share of the draws by `pools` that goes to prompts with a rate of at least 0.8 in their last group."""
+    hard_pool: float = Field(default=0.1, ge=0, le=1)
+    """Share of the draws by `pools` that goes to prompts with a rate of at most 0.2 in their last group."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for key in ("band_start", "band_end"):
+            low, high = getattr(self, key)
+            if not 0 <= low < high <= 1:
+                raise conflict(key, [low, high], "expected two pass rates from 0 to 1, the lower one first")
+        if self.easy_floor + self.retest_share >= 1:
+            why = f"with retest_share={self.retest_share:g} none are left for others; expected less than 1 together"
+            raise conflict("easy_floor", self.easy_floor, why)
+        if self.easy_pool + self.hard_pool > 1:
+            why = f"with hard_pool={self.hard_pool:g} it is more than all draws; expected at most 1 together"
+            raise conflict("easy_pool", self.easy_pool, why)
+        return self
+
+
 class RLConfig(Section):
     """Asynchronous online RL."""
 
@@ -333,8 +368,13 @@ class RLConfig(Section):
     and `k1` none on average."""
     sampling: SamplingConfig = SamplingConfig()
     """How rollouts are drawn."""
-    selection: Literal["signal", "uniform"] = "signal"
-    """`signal`: prompts whose pass rate by the policy itself promises a gradient. `uniform`: every prompt alike."""
+    selection: Literal["signal", "pools", "dynamic_sampling", "uniform"] = "signal"
+    """`signal`: prompts whose pass rate by the policy itself promises a gradient. `pools`: easy, normal and hard ones
+    in fixed shares, by the rate of the last group. `dynamic_sampling`: every prompt alike, as DAPO does
+    (https://arxiv.org/abs/2503.14476). With these three, groups without an advantage are rejected and replaced.
+    `uniform`: every prompt alike, and such groups keep their place in the batch."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+    """What `signal` and `pools` aim at."""
     quotas: dict[str, float] | None = None
     """Capability → weight of its share in every batch. null: equal shares for the capabilities of the prompts."""
     retest_every: int = Field(default=10, ge=1)

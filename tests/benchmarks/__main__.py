@@ -16,7 +16,7 @@ import sys
 from posttrain.engines import prepare
 from tests.benchmarks.harness import Options
 
-NAMES = ("generate", "sync", "overlap", "vs_trl", "quality")
+NAMES = ("generate", "sync", "overlap", "vs_trl", "draws", "calibration", "selection", "quality")
 LONG = ("quality",)  # run only when they are named
 
 

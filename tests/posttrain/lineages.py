@@ -31,7 +31,7 @@ def write_checkpoint(
     """A checkpoint without weights."""
     directory = run / f"rl/checkpoints/step-{step:06d}"
     directory.mkdir(parents=True)
-    RLState(step, settings or {}, {}, {}, watermark or Watermark(), tuple(shards), {}).write(directory)
+    RLState(step, settings or {}, {}, watermark or Watermark(), tuple(shards), {}).write(directory)
     (log or TrainedLog()).write(directory)
     write_json(directory / "manifest.json", {})
     return directory

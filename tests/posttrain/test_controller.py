@@ -40,7 +40,7 @@ def run_on(
     path = tmp_path / f"{len(list(tmp_path.glob('*.db')))}.db"
     prompts = make_prompts(**(counts or {"easy": 400, "hard": 400}))
     simulated = SimulatedWorkers(rate, **(workers or {}))
-    return make_run(path, prompts, simulated, seed=seed, **({"selection": "uniform"} | settings))
+    return make_run(path, prompts, simulated, seed=seed, **({"selection": "dynamic_sampling"} | settings))
 
 
 def shares(batch: list[Sampled]) -> dict[str, int]:
@@ -104,8 +104,8 @@ def test_staleness_and_quotas_hold_at_unequal_rejection(
     judged = defaultdict(list)
     for sampled in run.workers.sampled.values():
         judged[sampled.draw.capability].append(0 < sum(sampled.outcomes) < 4)
-    assert np.mean(judged["easy"]) == pytest.approx(0.9, abs=0.06)
-    assert np.mean(judged["hard"]) == pytest.approx(0.2, abs=0.06)
+    assert np.mean(judged["easy"]) == pytest.approx(0.9, abs=0.1)
+    assert np.mean(judged["hard"]) == pytest.approx(0.2, abs=0.1)
 
 
 def test_unequal_quotas_are_exact(tmp_path: Path) -> None:
@@ -213,14 +213,16 @@ def test_a_rejected_group_frees_its_slot_when_it_completes(tmp_path: Path) -> No
 
 def test_a_refill_is_drawn_with_the_newest_statistics(tmp_path: Path) -> None:
     """Each draw's posterior already holds the group whose rejection made room for it."""
-    run = run_on(tmp_path, max_staleness=2, steps=5, selection="signal")
+    counts = {"easy": 150, "hard": 150}  # in a large set several groups are entered together
+    run = run_on(tmp_path, max_staleness=2, steps=5, selection="signal", counts=counts)
     seen: list[tuple[int, int]] = []
     draw = run.sampler.draw
 
     def counted(capability: str, version: int) -> int:
         finished = sum(event.what == "judged" for event in run.workers.events)
-        seen.append((int((run.sampler.stats.attempts_P > 0).sum() > 0), finished))
-        assert run.sampler.stats.attempts_P.sum() == 4 * finished
+        attempts = run.sampler._stats.attempts_P.sum()
+        seen.append((int(attempts > 0), finished))
+        assert attempts == 4 * finished
         return draw(capability, version)
 
     run.sampler.draw = counted  # type: ignore[method-assign]
@@ -265,7 +267,7 @@ def test_synchronous_rounds_draw_only_when_nothing_is_outstanding(tmp_path: Path
     assert observed == in_draw_order
 
 
-@pytest.mark.parametrize("selection", ["uniform", "signal"])
+@pytest.mark.parametrize("selection", ["dynamic_sampling", "pools", "signal"])
 def test_synchronous_result_does_not_depend_on_latencies(tmp_path: Path, selection: str) -> None:
     runs = [
         run_on(
@@ -278,7 +280,9 @@ def test_synchronous_result_does_not_depend_on_latencies(tmp_path: Path, selecti
     assert rows(runs[0]) == rows(runs[1]) == rows(runs[2])
     assert trained_ids(runs[0]) == trained_ids(runs[1]) == trained_ids(runs[2])
     states = [run.sampler.state_dict() for run in runs]
-    assert states[0] == states[1] == states[2]
+    for name, column in states[0].items():
+        np.testing.assert_array_equal(column, states[1][name])
+        np.testing.assert_array_equal(column, states[2][name])
     assert rows(runs[0]) != rows(run_on(tmp_path, max_staleness=0, steps=12, selection=selection, seed=1).go())
 
 
@@ -397,6 +401,12 @@ def test_truncated_groups_may_be_rejected(tmp_path: Path) -> None:
 
 def test_a_baseline_of_the_whole_batch_trains_on_equal_outcomes(tmp_path: Path) -> None:
     run = run_on(tmp_path, advantage="reinforce_pp").go()
+    assert run.controller.totals.rejected.total() == 0
+    assert any(len(set(sampled.outcomes)) == 1 for batch in run.batches for sampled in batch)
+
+
+def test_uniform_trains_on_groups_without_an_advantage(tmp_path: Path) -> None:
+    run = run_on(tmp_path, selection="uniform").go()
     assert run.controller.totals.rejected.total() == 0
     assert any(len(set(sampled.outcomes)) == 1 for batch in run.batches for sampled in batch)
 

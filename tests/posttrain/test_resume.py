@@ -24,10 +24,10 @@ RATE = mixing(math=0.9, code=0.4)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the stage writes, with the groups that its shards hold; through JSON, as it is."""
+    """What the stage writes, with the groups that its shards hold."""
 
     version: int
-    sampler: dict[str, Any]
+    sampler: dict[str, np.ndarray]
     controller: dict[str, Any]
     watermark: dict[str, Any]
     groups: dict[int, Judged]
@@ -85,8 +85,8 @@ class Lineage:
             self.batches += workers.trained[len(self.batches) - (saved.version if saved else 0) :]
             if version % 3 == 0 or version == self.config.steps:
                 mark = ledger.watermark(controller.next_draw)
-                state = (sampler.state_dict(), controller.state_dict(), mark.as_json())
-                self.checkpoint = Checkpoint(version, *json.loads(json.dumps(state)), dict(controller.slots._ready))
+                state = json.loads(json.dumps([controller.state_dict(), mark.as_json()]))
+                self.checkpoint = Checkpoint(version, sampler.state_dict(), *state, dict(controller.slots._ready))
 
         async def main() -> None:
             async def report(step: Step) -> None: ...
