@@ -122,7 +122,7 @@ async def evaluate(
             for index, prompt in enumerate(prompts)
         ]
         completions = await pool.generate(requests, actors)
-        await asyncio.to_thread(_score, scorer, prompts, completions)
+        await asyncio.to_thread(score_completions, scorer, prompts, completions)
         advance(n * len(prompts))
         return completions
 
@@ -134,7 +134,8 @@ async def evaluate(
     return _report(prompts, found[1.0], by_temperature, [k for k in settings.pass_k if k <= samples])
 
 
-def _score(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Sequence[Rollout]]) -> None:
+def score_completions(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Sequence[Rollout]]) -> None:
+    """Writes reward, outcome and reason into the completions of each prompt."""
     for prompt, rollouts in zip(prompts, completions, strict=True):
         for rollout, score in zip(rollouts, scorer(prompt, rollouts), strict=True):
             rollout.reward, rollout.outcome, rollout.reason = score.reward, score.outcome, score.reason

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from posttrain.interrupt import Stopped, on_interrupt
 from posttrain.ledger import Ledger
 from posttrain.metrics import MetricsLog
 from posttrain.parity import MAX_DRIFT, probable_causes
+from posttrain.passk import check_matches, observe_scan, read_scan
 from posttrain.placement import ROLES
 from posttrain.progress import bar, say
 from posttrain.rl import Controller, Step
@@ -29,6 +31,7 @@ from posttrain.workers import RayWorkers
 from rollouts.dotted import load_dotted
 from rollouts.errors import DriftError
 from rollouts.renderer import Renderer
+from rollouts.types import Prompt
 
 STATE = "rl_state.json"
 DRIFT_PROMPTS = 4
@@ -73,12 +76,24 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     renderer = Renderer(parent)
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
     heldout = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say) if config.rl.eval_every else []
+    known = _scan(config, prompts) if checkpoint is None else {}  # a checkpoint's statistics know it already
     rundir.save_config()
     with Cluster.of(config, ROLES["rl"]) as cluster:
         stage = RLStage(config, rundir, cluster, renderer, parent, checkpoint)
-        newest: Path = run(stage.run(prompts, heldout[: config.rl.eval_prompts]))
+        newest: Path = run(stage.run(prompts, heldout[: config.rl.eval_prompts], known))
         stage.workers.trainer.end()
         return newest
+
+
+def _scan(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[int, int]]:
+    """Samples and solved ones by prompt id, of the scan that the run starts from; empty without one."""
+    path = config.rl.start_from_scan
+    if path is None:
+        return {}
+    found = read_scan(path)
+    matched = check_matches(path, found, prompts)
+    say(f"{path}: pass rates of {matched} of {len(prompts)} prompts; the others start unseen")
+    return found
 
 
 class RLStage:
@@ -99,8 +114,14 @@ class RLStage:
         self.agreed: int | None = None  # the last version at which engines and trainer were compared
         self._evaluation: asyncio.Task[None] | None = None
 
-    async def run(self, prompts: list[Any], heldout: list[Any]) -> Path:
-        """Trains, with a checkpoint every so often and at the end, whatever ends it but an error."""
+    async def run(self, prompts: list[Any], heldout: list[Any], known: Mapping[str, tuple[int, int]]) -> Path:
+        """Trains, with a checkpoint every so often and at the end, whatever ends it but an error.
+
+        Args:
+            prompts: to train on.
+            heldout: to evaluate on.
+            known: prompt id → samples and solved ones of a scan.
+        """
         rl = self.config.rl
         await self.workers.ready()
         version = int(self.state.get("version", 0))
@@ -108,6 +129,7 @@ class RLStage:
         self.sampler = PromptSampler(prompts, rl.selection, rl.group_size, self.config.seed)
         if self.state:
             self.sampler.load_state_dict(self.state["sampler"])
+        observe_scan(self.sampler.stats, known)
         self.ledger = Ledger(self.rundir.path / "ledger.db")
         if voided := self.ledger.void(version):
             say(f"resuming after step {version}: {voided} draws of earlier attempts are void and drawn anew")

@@ -333,6 +333,9 @@ class RLConfig(Section):
     """How rollouts are drawn."""
     selection: Literal["signal", "uniform"] = "signal"
     """`signal`: prompts whose pass rate by the policy itself promises a gradient. `uniform`: every prompt alike."""
+    start_from_scan: str | None = None
+    """Path of a Parquet file that `posttrain passk` wrote: its pass rates are what is known of the prompts before the
+    first step. null: nothing is known."""
     quotas: dict[str, float] | None = None
     """Capability → weight of its share in every batch. null: equal shares for the capabilities of the prompts."""
     retest_every: int = Field(default=10, ge=1)

@@ -1,0 +1,22 @@
+"""Buckets of pass rates: what a prompt can teach the policy."""
+
+from __future__ import annotations
+
+BUCKETS = ("unsolved", "hard", "medium", "easy", "solved")
+"""From what the policy never solves to what it always solves; neither end has a gradient."""
+HARD_BELOW = 0.3
+"""A pass rate from above 0 to below this is hard."""
+EASY_FROM = 0.8
+"""A pass rate from this to below 1 is easy; what lies between hard and easy is medium."""
+
+
+def bucket_of(pass_rate: float) -> str:
+    """The bucket of a pass rate from 0 to 1.
+
+    Example: `bucket_of(0.25) == "hard"`, `bucket_of(1.0) == "solved"`
+    """
+    if pass_rate <= 0:
+        return "unsolved"
+    if pass_rate >= 1:
+        return "solved"
+    return "hard" if pass_rate < HARD_BELOW else "medium" if pass_rate < EASY_FROM else "easy"
