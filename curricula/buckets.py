@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 BUCKETS = ("unsolved", "hard", "medium", "easy", "solved")
 """From what the policy never solves to what it always solves; neither end has a gradient."""
 HARD_BELOW = 0.3
@@ -15,8 +19,10 @@ def bucket_of(pass_rate: float) -> str:
 
     Example: `bucket_of(0.25) == "hard"`, `bucket_of(1.0) == "solved"`
     """
-    if pass_rate <= 0:
-        return "unsolved"
-    if pass_rate >= 1:
-        return "solved"
-    return "hard" if pass_rate < HARD_BELOW else "medium" if pass_rate < EASY_FROM else "easy"
+    return BUCKETS[int(bucket_index(np.array(pass_rate)))]
+
+
+def bucket_index(pass_rates: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Places in `BUCKETS`, of the shape of the pass rates."""
+    above_0 = np.nextafter(0, 1)
+    return np.digitize(pass_rates, [above_0, HARD_BELOW, EASY_FROM, 1.0])

@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from curricula.buckets import BUCKETS, bucket_of
-from curricula.stats import StatsTable
+from curricula.sampler import PromptSampler
 from judges.scorer import load_scorer
 from posttrain import data
 from posttrain.adapters import whole_model
@@ -255,9 +256,11 @@ def check_matches(path: str, found: Mapping[str, tuple[int, int]], prompts: Sequ
     return matched
 
 
-def observe_scan(stats: StatsTable, found: Mapping[str, tuple[int, int]]) -> None:
-    """Gives a scan's outcomes to the statistics, as of version 0."""
-    for row, prompt_id in enumerate(stats.prompt_ids):
-        samples, solved = found.get(prompt_id, (0, 0))
-        if samples:
-            stats.observe(row, [True] * solved + [False] * (samples - solved), 0)
+def observe_scan(sampler: PromptSampler, found: Mapping[str, tuple[int, int]]) -> None:
+    """Gives a scan's outcomes to a sampler's statistics, as of version 0, in groups of its size and in random order."""
+    rng = np.random.default_rng(0)
+    for row, prompt in enumerate(sampler.prompts):
+        samples, solved = found.get(prompt.prompt_id, (0, 0))
+        outcomes = rng.permutation(np.arange(samples) < solved).tolist()
+        for start in range(0, samples, sampler.group_size):
+            sampler.stats.observe(row, outcomes[start : start + sampler.group_size], 0)

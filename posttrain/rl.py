@@ -58,8 +58,20 @@ class Totals:
 
     groups_trained: int = 0
     tokens_trained: int = 0
+    trained_by_capability: Counter[str] = field(default_factory=Counter)
+    groups_judged: int = 0
+    groups_mixed: int = 0
+    """Those judged whose outcomes are mixed."""
+    solve_rates: float = 0.0
+    """Sum over the groups judged of the share of rollouts that solve."""
     rejected: Counter[str] = field(default_factory=Counter)
     max_staleness_seen: int = 0
+
+    def judged(self, outcomes: Sequence[bool]) -> None:
+        """Counts a group."""
+        self.groups_judged += 1
+        self.groups_mixed += rejection(outcomes) is None
+        self.solve_rates += sum(outcomes) / len(outcomes)
 
 
 @dataclass
@@ -194,6 +206,8 @@ class Controller:
         judged = None if isinstance(result, JudgeError) else result
         reason = "judge" if judged is None else self._rejection(judged)
         self.sampler.observe(draw.row, judged.outcomes if judged else None, draw.version)
+        if judged is not None:
+            self.totals.judged(judged.outcomes)
         if judged is not None and reason is None:
             self._without_signal[draw.capability] = 0
             if draw.capability in self.slots.lent:
@@ -265,6 +279,7 @@ class Controller:
         assert staleness <= self.config.max_staleness, f"staleness {staleness} past the bound"
         self.version += 1
         self.totals.groups_trained += len(batch)
+        self.totals.trained_by_capability.update(judged.draw.capability for judged in batch)
         self.totals.tokens_trained += train.tokens
         self.totals.max_staleness_seen = max(self.totals.max_staleness_seen, staleness)
         self.ledger.trained((judged.draw.draw_id for judged in batch), self.version)

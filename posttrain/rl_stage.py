@@ -16,6 +16,9 @@ from judges.scorer import load_scorer
 from posttrain import data
 from posttrain.cluster import Cluster, GeneratorPool, answer, run
 from posttrain.config import Config, resolve_model
+from posttrain.curriculum_log import NAME as CURRICULUM
+from posttrain.curriculum_log import CurriculumLog, read_snapshots
+from posttrain.curriculum_plots import plot_curriculum
 from posttrain.evaluate import evaluate
 from posttrain.interrupt import Stopped, on_interrupt
 from posttrain.ledger import Ledger
@@ -129,11 +132,12 @@ class RLStage:
         self.sampler = PromptSampler(prompts, rl.selection, rl.group_size, self.config.seed)
         if self.state:
             self.sampler.load_state_dict(self.state["sampler"])
-        observe_scan(self.sampler.stats, known)
+        observe_scan(self.sampler, known)
         self.ledger = Ledger(self.rundir.path / "ledger.db")
         if voided := self.ledger.void(version):
             say(f"resuming after step {version}: {voided} draws of earlier attempts are void and drawn anew")
         self.controller = Controller(rl, self.sampler, self.workers, self.ledger, version)
+        self.curriculum = CurriculumLog(self.folder / CURRICULUM, version, self.sampler, self.controller.slots.quotas)
         self.heldout, self.scorer = heldout, load_scorer(self.config.reward)
         self.started = time.monotonic()
         self.engines_before = await self.workers.engine_metrics()
@@ -154,6 +158,7 @@ class RLStage:
             newest = await self._checkpoint(self.controller.version)
         write_json(self.folder / "summary.json", asdict(await self._summary()))
         self.ledger.close()
+        self.curriculum.close()
         self.log.close()
         return newest
 
@@ -234,6 +239,7 @@ class RLStage:
     # -------------------------------------------------------------------------------------------- checkpoints
 
     async def _checkpoint_when_due(self, version: int) -> None:
+        self.curriculum.write(version, self.controller.totals)
         if version % self.config.rl.checkpoint_every == 0 or version == self.config.rl.steps:
             await self._checkpoint(version)
 
@@ -246,6 +252,7 @@ class RLStage:
             await self.workers.trainer.save(str(directory))
             state = {"version": version, "sampler": self.sampler.state_dict(), "summary": asdict(await self._summary())}
             write_json(directory / STATE, state)
+        plot_curriculum(read_snapshots(self.curriculum.path), self.folder / "curriculum.svg", self.rundir.path.name)
         return self.rundir.checkpoints("rl")[-1]
 
     async def _summary(self) -> RLSummary:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from curricula.stats import StatsTable
+from curricula.sampler import PromptSampler
 from posttrain.config import load_config
 from posttrain.passk import CHUNK, Scanned, check_matches, count_solved, observe_scan, parse_k, read_scan, summary
 from rollouts.errors import ConfigError, DataError
@@ -124,19 +124,29 @@ def test_a_k_that_cannot_be_estimated(text: str) -> None:
 # ------------------------------------------------------------------------------------------------- starting RL from it
 
 
-def test_the_statistics_know_what_the_scan_says(tmp_path: Path) -> None:
+def test_the_statistics_know_what_the_scan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "scan.parquet")
     write_rows(Path(path), [scanned(name, solved).as_row() for name, solved in [("b", 4), ("gone", 9), ("c", 16)]])
     prompts = [Prompt(name, (), "math", difficulty=2, source="rl.jsonl") for name in "abc"]
     found = read_scan(path)
     assert found == {"b": (16, 4), "gone": (16, 9), "c": (16, 16)}
     assert check_matches(path, found, prompts) == 2
-    stats = StatsTable(prompts)
-    observe_scan(stats, found)
+    sampler = PromptSampler(prompts, "signal", group_size=4, seed=0)
+    stats, groups = sampler.stats, []
+    observe = stats.observe
+
+    def watch(row: int, outcomes: Sequence[bool], version: int) -> None:
+        groups.append((row, sum(outcomes), len(outcomes)))
+        observe(row, outcomes, version)
+
+    monkeypatch.setattr(stats, "observe", watch)
+    observe_scan(sampler, found)
+    assert [(row, size) for row, _, size in groups] == [(1, 4)] * 4 + [(2, 4)] * 4
+    assert len({solved for row, solved, _ in groups if row == 1}) > 1  # not all that solve in one group
     views = [stats.view(row, 0) for row in range(3)]
     assert [(view.attempts, view.solves, view.last_version) for view in views] == [(0, 0, 0), (16, 4, 0), (16, 16, 0)]
     assert views[1].pass_rate < views[0].pass_rate < views[2].pass_rate  # the unseen one has the prior of its kind
-    observe_scan(stats, {})
+    observe_scan(sampler, {})
     assert [stats.view(row, 0) for row in range(3)] == views
 
 
