@@ -55,6 +55,7 @@ class Report:
     by_capability: dict[str, float]
     by_difficulty: dict[str, float]
     by_instruction: dict[str, float]
+    by_instruction_use: dict[str, float]  # `trained`, `held_out`: where prompts are asked under a pool's instructions
     corner_cases: dict[str, float]
     corner_case_counts: dict[str, int]
     mean_tokens: float
@@ -145,6 +146,12 @@ def _rate(rollouts: Sequence[Rollout]) -> float:
     return sum(rollout.outcome for rollout in rollouts) / len(rollouts)
 
 
+def _instruction_use(prompt: Prompt) -> str | None:
+    if prompt.instruction_trained is None:
+        return None
+    return "trained" if prompt.instruction_trained else "held_out"
+
+
 def _report(
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[Rollout]],
@@ -184,6 +191,7 @@ def _report(
         by_capability=split(lambda prompt: prompt.capability),
         by_difficulty=split(lambda prompt: prompt.difficulty),
         by_instruction=split(lambda prompt: prompt.instruction),
+        by_instruction_use=split(_instruction_use),
         corner_cases={kind: counts[kind] / total for kind in (*KINDS, "any")},
         corner_case_counts={kind: counts[kind] for kind in (*KINDS, "any")},
         mean_tokens=sum(len(rollout.token_ids) for rollouts in completions for rollout in rollouts) / total,

@@ -16,6 +16,7 @@ CREATE TABLE IF NOT EXISTS draws (
     draw_id INTEGER NOT NULL,
     prompt_id TEXT NOT NULL,
     capability TEXT NOT NULL,
+    instruction TEXT,
     version INTEGER NOT NULL,
     state TEXT NOT NULL,
     reason TEXT,
@@ -38,12 +39,14 @@ class Ledger:
         self._db.execute(_SCHEMA)
         self.attempt = self._db.execute("SELECT coalesce(max(attempt), 0) + 1 FROM draws").fetchone()[0]
 
-    def drawn(self, draw_id: int, prompt_id: str, capability: str, version: int) -> None:
-        """A prompt was drawn for rollouts under a policy version."""
+    def drawn(
+        self, draw_id: int, prompt_id: str, capability: str, version: int, instruction: str | None = None
+    ) -> None:
+        """A prompt was drawn for rollouts under a policy version, and asked under the instruction of that id."""
         self._db.execute(
-            "INSERT INTO draws (attempt, draw_id, prompt_id, capability, version, state)"
-            " VALUES (?, ?, ?, ?, ?, 'drawn')",
-            (self.attempt, draw_id, prompt_id, capability, version),
+            "INSERT INTO draws (attempt, draw_id, prompt_id, capability, instruction, version, state)"
+            " VALUES (?, ?, ?, ?, ?, ?, 'drawn')",
+            (self.attempt, draw_id, prompt_id, capability, instruction, version),
         )
 
     def judged(self, draw_id: int, state: str, reason: str | None, solved: int, rollouts: int, tokens: int) -> None:

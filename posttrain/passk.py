@@ -121,7 +121,11 @@ def scan(
     check_model(model)
     model = whole_model(model)
     renderer = Renderer(model)
-    prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
+    pools = data.instructions(config)
+    prompts = [
+        pools.for_draw(prompt, index)
+        for index, prompt in enumerate(data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say))
+    ]
     with (
         Cluster.of(config, ROLES["passk"]) as cluster,
         bar("passk", len(prompts) * samples, "sample") as progress,

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Protocol, TypeVar
 
 from curricula.gate import rejection
+from curricula.instructions import InstructionPools
 from curricula.sampler import PromptSampler
 from posttrain.config import GROUP_RELATIVE, RLConfig
 from posttrain.ledger import Ledger
@@ -96,9 +97,16 @@ class Controller:
     """Runs the loop: draws prompts into free slots, gates what comes back, trains full batches, frees their slots."""
 
     def __init__(
-        self, config: RLConfig, sampler: PromptSampler, workers: Workers, ledger: Ledger, version: int = 0
+        self,
+        config: RLConfig,
+        sampler: PromptSampler,
+        workers: Workers,
+        ledger: Ledger,
+        version: int = 0,
+        instructions: InstructionPools | None = None,
     ) -> None:
         """Starts at a policy version (0, or the step of the checkpoint that a run is resumed from)."""
+        self.instructions = instructions or InstructionPools()
         self.config, self.sampler, self.workers, self.ledger = config, sampler, workers, ledger
         self.version = version  # of the trainer's weights
         self.synced = version  # of the generators'
@@ -267,10 +275,11 @@ class Controller:
         for capability in self.slots.weights:
             for _ in range(self.slots.free(capability, oversample)):
                 row = self.sampler.draw(capability, self.synced)
-                draw = Draw(self._next_draw, row, self.sampler.prompts[row], self.synced)
+                prompt = self.instructions.for_draw(self.sampler.prompts[row], self._next_draw)
+                draw = Draw(self._next_draw, row, prompt, self.synced)
                 self._next_draw += 1
                 self.slots.take(draw)
-                self.ledger.drawn(draw.draw_id, draw.prompt.prompt_id, capability, draw.version)
+                self.ledger.drawn(draw.draw_id, prompt.prompt_id, capability, draw.version, prompt.instruction)
                 self._tasks[asyncio.ensure_future(self.workers.rollout(draw))] = draw
 
     def _account(self, batch: Sequence[Judged], train: StepMetrics) -> Step:

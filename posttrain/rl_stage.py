@@ -136,7 +136,9 @@ class RLStage:
         self.ledger = Ledger(self.rundir.path / "ledger.db")
         if voided := self.ledger.void(version):
             say(f"resuming after step {version}: {voided} draws of earlier attempts are void and drawn anew")
-        self.controller = Controller(rl, self.sampler, self.workers, self.ledger, version)
+        self.controller = Controller(
+            rl, self.sampler, self.workers, self.ledger, version, data.instructions(self.config)
+        )
         self.curriculum = CurriculumLog(self.folder / CURRICULUM, version, self.sampler, self.controller.slots.quotas)
         self.heldout, self.scorer = heldout, load_scorer(self.config.reward)
         self.started = time.monotonic()

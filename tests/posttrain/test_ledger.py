@@ -12,7 +12,7 @@ def fill(ledger: Ledger) -> None:
     """Five draws: two trained in steps 1 and 2, one rejected, one admitted, one under way."""
     first = ledger.next_draw_id()
     for draw_id in range(first, first + 5):
-        ledger.drawn(draw_id, f"p{draw_id}", "math", 3)
+        ledger.drawn(draw_id, f"p{draw_id}", "math", 3, f"i{draw_id}" if draw_id else None)
     for draw_id in (first, first + 1, first + 3):
         ledger.judged(draw_id, "admitted", None, 1, 4, 100)
     ledger.judged(first + 2, "rejected", "none_solved", 0, 4, 80)
@@ -35,9 +35,9 @@ def test_a_row_keeps_what_was_said_of_it(tmp_path: Path) -> None:
     ledger.close()
     with sqlite3.connect(tmp_path / "x.db") as other:
         rows = other.execute("SELECT * FROM draws ORDER BY draw_id").fetchall()
-    assert rows[1] == (1, 1, "p1", "math", 3, "trained", None, 1, 4, 100, 2)
-    assert rows[2] == (1, 2, "p2", "math", 3, "rejected", "none_solved", 0, 4, 80, None)
-    assert rows[4] == (1, 4, "p4", "math", 3, "drawn", None, None, None, None, None)
+    assert rows[1] == (1, 1, "p1", "math", "i1", 3, "trained", None, 1, 4, 100, 2)
+    assert rows[2] == (1, 2, "p2", "math", "i2", 3, "rejected", "none_solved", 0, 4, 80, None)
+    assert rows[4] == (1, 4, "p4", "math", "i4", 3, "drawn", None, None, None, None, None)
 
 
 def test_a_draw_is_entered_once(tmp_path: Path) -> None:
