@@ -260,11 +260,14 @@ def check_matches(path: str, found: Mapping[str, tuple[int, int]], prompts: Sequ
     return matched
 
 
-def observe_scan(sampler: PromptSampler, found: Mapping[str, tuple[int, int]]) -> None:
-    """Gives a scan's outcomes to a sampler's statistics, as of version 0, in groups of its size and in random order."""
+def observe_scan(sampler: PromptSampler, found: Mapping[str, tuple[int, int]], group_size: int) -> None:
+    """Gives a scan's outcomes to a sampler as groups of version 0.
+
+    Groups have the size of RL's own, and outcomes are in random order: which of the samples solved is not known.
+    """
     rng = np.random.default_rng(0)
-    for row, prompt in enumerate(sampler.prompts):
+    for row, prompt in enumerate(sampler.prompts if found else ()):
         samples, solved = found.get(prompt.prompt_id, (0, 0))
         outcomes = rng.permutation(np.arange(samples) < solved).tolist()
-        for start in range(0, samples, sampler.group_size):
-            sampler.stats.observe(row, outcomes[start : start + sampler.group_size], 0)
+        for start in range(0, samples, group_size):
+            sampler.observe(row, outcomes[start : start + group_size], 0)

@@ -124,30 +124,37 @@ def test_a_k_that_cannot_be_estimated(text: str) -> None:
 # ------------------------------------------------------------------------------------------------- starting RL from it
 
 
-def test_the_statistics_know_what_the_scan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_statistics_know_what_the_scan_says(tmp_path: Path) -> None:
     path = str(tmp_path / "scan.parquet")
     write_rows(Path(path), [scanned(name, solved).as_row() for name, solved in [("b", 4), ("gone", 9), ("c", 16)]])
     prompts = [Prompt(name, (), "math", difficulty=2, source="rl.jsonl") for name in "abc"]
     found = read_scan(path)
     assert found == {"b": (16, 4), "gone": (16, 9), "c": (16, 16)}
     assert check_matches(path, found, prompts) == 2
-    sampler = PromptSampler(prompts, "signal", group_size=4, seed=0)
-    stats, groups = sampler.stats, []
-    observe = stats.observe
-
-    def watch(row: int, outcomes: Sequence[bool], version: int) -> None:
-        groups.append((row, sum(outcomes), len(outcomes)))
-        observe(row, outcomes, version)
-
-    monkeypatch.setattr(stats, "observe", watch)
-    observe_scan(sampler, found)
-    assert [(row, size) for row, _, size in groups] == [(1, 4)] * 4 + [(2, 4)] * 4
-    assert len({solved for row, solved, _ in groups if row == 1}) > 1  # not all that solve in one group
-    views = [stats.view(row, 0) for row in range(3)]
+    sampler = Watched(prompts, "signal", group_size=4, seed=0)
+    observe_scan(sampler, found, 4)
+    assert [(row, size) for row, _, size in sampler.groups] == [(1, 4)] * 4 + [(2, 4)] * 4
+    assert len({solved for row, solved, _ in sampler.groups if row == 1}) > 1  # not all that solve in one group
+    views = [sampler.stats.view(row, 0) for row in range(3)]
     assert [(view.attempts, view.solves, view.last_version) for view in views] == [(0, 0, 0), (16, 4, 0), (16, 16, 0)]
     assert views[1].pass_rate < views[0].pass_rate < views[2].pass_rate  # the unseen one has the prior of its kind
-    observe_scan(sampler, {})
-    assert [stats.view(row, 0) for row in range(3)] == views
+    observe_scan(sampler, {}, 4)
+    assert [sampler.stats.view(row, 0) for row in range(3)] == views
+    assert {sampler.draw("math", 0) for _ in range(3)} == {0, 1, 2}  # none is in flight yet
+
+
+class Watched(PromptSampler):
+    """A sampler that remembers the groups that it was given: row, solved, size."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.groups: list[tuple[int, int, int]] = []
+
+    def observe(self, row: int, outcomes: Sequence[bool] | None, version: int) -> None:
+        assert outcomes is not None
+        assert version == 0
+        self.groups.append((row, sum(outcomes), len(outcomes)))
+        super().observe(row, outcomes, version)
 
 
 def test_a_scan_of_other_prompts_is_an_error() -> None:
