@@ -132,10 +132,10 @@ class RLStage:
         self.sampler = PromptSampler(prompts, rl.selection, rl.group_size, self.config.seed)
         if self.state:
             self.sampler.load_state_dict(self.state["sampler"])
-        observe_scan(self.sampler, known, rl.group_size)
         self.ledger = Ledger(self.rundir.path / "ledger.db")
         if voided := self.ledger.void(version):
             say(f"resuming after step {version}: {voided} draws of earlier attempts are void and drawn anew")
+        observe_scan(self.sampler, known, rl.group_size)
         self.controller = Controller(
             rl, self.sampler, self.workers, self.ledger, version, data.instructions(self.config)
         )

@@ -382,9 +382,6 @@ class RLConfig(Section):
     """How rollouts are drawn."""
     selection: Literal["signal", "uniform"] = "signal"
     """`signal`: prompts whose pass rate by the policy itself promises a gradient. `uniform`: every prompt alike."""
-    start_from_scan: str | None = None
-    """Path of a Parquet file that `posttrain passk` wrote: its pass rates are what is known of the prompts before the
-    first step. null: nothing is known."""
     quotas: dict[str, float] | None = None
     """Capability → weight of its share in every batch. null: equal shares for the capabilities of the prompts."""
     retest_every: int = Field(default=10, ge=1)
@@ -392,6 +389,9 @@ class RLConfig(Section):
     max_rejected_in_a_row: int = Field(default=64, ge=1)
     """Rejected groups in a row after which a capability lends its share to the others; when every capability does, the
     run stops: no prompt gives a signal."""
+    start_from_scan: str | None = None
+    """Path of a Parquet file that `posttrain passk` wrote: its pass rates are what is known of the prompts before the
+    first step. null: nothing is known."""
     drift_every: int = Field(default=25, ge=0)
     """Train steps between two comparisons of the engines' log-probabilities with the trainer's, on a few fresh
     completions; the first is before the first step. 0: never."""
