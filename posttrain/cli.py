@@ -245,7 +245,9 @@ def passk(
     config: ConfigName,
     overrides: Overrides = None,
     run: RunPath = None,
-    k: Annotated[str, typer.Option("--k", metavar="K,...", help="The k of pass@k.")] = "1,4,16",
+    k: Annotated[
+        str | None, typer.Option("--k", metavar="K,...", help="The k of pass@k; default 1,4,16, up to --samples.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples of each prompt.")] = 16,
     checkpoint: Annotated[
         str | None,

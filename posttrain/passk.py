@@ -36,6 +36,7 @@ from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Scorer
 
 NAME = "passk.parquet"
+DEFAULT_K = (1, 4, 16)
 CHUNK = 64
 """Prompts given to each engine at a time; the bar moves, and completions are freed, as often."""
 CHUNKS_UNDER_WAY = 2
@@ -72,12 +73,14 @@ class Scanned:
         return {**asdict(self), "pass_rate": self.pass_rate, "bucket": self.bucket}
 
 
-def parse_k(text: str, samples: int) -> list[int]:
-    """The k of pass@k, from `1,4,16`.
+def parse_k(text: str | None, samples: int) -> list[int]:
+    """The k of pass@k, from `1,4,16`; those of the default that can be estimated where there is no text.
 
     Raises:
         ConfigError: not whole numbers from 1 to `samples`.
     """
+    if text is None:
+        return [k for k in DEFAULT_K if k <= samples]
     values = [part.strip() for part in text.split(",")]
     if not all(value.isdecimal() and 1 <= int(value) <= samples for value in values):
         raise ConfigError(

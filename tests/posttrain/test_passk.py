@@ -113,6 +113,7 @@ def test_a_scan_is_what_datasets_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "ks"), [("1,4,16", [1, 4, 16]), (" 4 , 1", [1, 4]), ("2,2", [2])])
 def test_k(text: str, ks: list[int]) -> None:
     assert parse_k(text, 16) == ks
+    assert (parse_k(None, 16), parse_k(None, 5)) == ([1, 4, 16], [1, 4])
 
 
 @pytest.mark.parametrize("text", ["", "0", "17", "1,,2", "1;2", "a", "-1", "1.5", "²"])
