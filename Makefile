@@ -24,7 +24,8 @@ ARGS ?=
 export PYTHON EXTRA
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo doctor run prune sft rl dpo eval tiny bench test test-fast chaos lint format typecheck contract clean
+.PHONY: help install demo doctor run prune sft rl dpo passk eval tiny bench test test-fast chaos lint format typecheck \
+	contract clean
 
 help: ## explain every target
 	@echo 'usage: make TARGET [CONFIG=tiny] [RUN=runs/NAME] [RESUME=auto] [ARGS="rl.max_staleness=0"]'
@@ -60,6 +61,9 @@ dpo: $(STAMP) ## light DPO on mined corner cases, from RUN's newest RL checkpoin
 dpo: stage = dpo
 sft rl dpo:
 	$(BIN)/posttrain $(stage) $(CONFIG) --run $(RUN) $(if $(RESUME),--resume $(RESUME)) $(ARGS)
+
+passk: $(STAMP) ## pass rates of the RL prompts of CONFIG by the newest checkpoint of RUN
+	$(BIN)/posttrain passk $(CONFIG) --run $(RUN) $(ARGS)
 
 eval: $(STAMP) ## measure CHECKPOINT (default: RUN/export): pass@1, pass@k and corner cases, with intervals
 	$(BIN)/posttrain eval $(CHECKPOINT) --config $(CONFIG) $(ARGS)

@@ -241,6 +241,33 @@ def evaluate(
 
 
 @app.command()
+def passk(
+    config: ConfigName,
+    overrides: Overrides = None,
+    run: RunPath = None,
+    k: Annotated[
+        str | None, typer.Option("--k", metavar="K,...", help="The k of pass@k; default 1,4,16, up to --samples.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Samples of each prompt.")] = 16,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="A model directory, or tiny:base; default: the run's newest of RL, else of SFT, else the model."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The Parquet file to write; default passk.parquet of the run.")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Measure how often a checkpoint solves each RL prompt: pass@k by capability, and a scan that RL can start from."""
+    settings, rundir = _open("passk", config, overrides, run, dry_run)
+    from posttrain.passk import parse_k, scan
+
+    print(scan(settings, rundir, parse_k(k, samples), samples, checkpoint, out))
+
+
+@app.command()
 def rollouts(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     count: Annotated[int, typer.Option("-n", "--count", help="How many transcripts.")] = 10,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from curricula.datasets import Demonstration, load_demonstrations, load_prompts
+from curricula.instructions import Instruction, InstructionPools, load_instructions
 from posttrain.config import Config, DataSource, resolve_data
 from rollouts.errors import DataError
 from rollouts.generator import Conversation
@@ -15,6 +16,8 @@ from rollouts.types import Prompt
 
 def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say: Callable[[str], None]) -> list[Prompt]:
     """The prompts of `data.prompts` or `data.heldout` that leave room for an answer of `max_tokens`.
+
+    Held-out ones are under an instruction of their capability's pool already, others have their own still.
 
     Raises:
         DataError: a file, row or field is wrong, a prompt has an image, or no prompt is short enough.
@@ -32,8 +35,15 @@ def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say:
         what=f"data.{what}",
         no_images=_no_images(config),
     )
+    pools = instructions(config)
     room = config.max_model_len - max_tokens
-    fitting = renderer.fitting(found, room)
+    if what == "heldout":
+        found = [pools.for_evaluation(prompt) for prompt in found]
+        fitting = renderer.fitting(found, room)
+    else:
+        if missing := set(pools.capabilities) - {prompt.capability for prompt in found}:
+            say(f"data.instructions: no prompt of data.{what} has the capability {', '.join(sorted(missing))}")
+        fitting = _fitting_under_any(pools, renderer, found, room)
     if not fitting:
         raise DataError(
             f"{source.path}: no prompt leaves room for {max_tokens} tokens within max_model_len={config.max_model_len}"
@@ -41,6 +51,37 @@ def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say:
     if len(fitting) < len(found):
         say(f"{source.path}: left out {len(found) - len(fitting)} of {len(found)} prompts longer than {room} tokens")
     return fitting
+
+
+def _fitting_under_any(pools: InstructionPools, renderer: Renderer, found: list[Prompt], room: int) -> list[Prompt]:
+    """The prompts that fit under the longest instruction that a draw may ask them under."""
+
+    def length(instruction: Instruction) -> int:
+        return len(renderer.prompt_tokens([{"role": "system", "content": instruction.text}]))
+
+    longest = {name: max(pools.of(name, trained=True), key=length) for name in pools.capabilities}
+    asked = [longest[prompt.capability].ask(prompt) if prompt.capability in longest else prompt for prompt in found]
+    fitting = {prompt.prompt_id for prompt in renderer.fitting(asked, room)}
+    return [prompt for prompt in found if prompt.prompt_id in fitting]
+
+
+def instructions(config: Config) -> InstructionPools:
+    """The pools of `data.instructions`; none where it is not set.
+
+    Raises:
+        DataError: a file, row or field is wrong.
+    """
+    setting = config.data.instructions
+    if setting.path:
+        return InstructionPools(load_instructions(resolve_data(setting.path)), config.seed)
+    pools = {
+        capability: [
+            Instruction(each.id, each.text, (each.format[0], each.format[1]) if each.format else None, each.train)
+            for each in pool
+        ]
+        for capability, pool in setting.pools.items()
+    }
+    return InstructionPools(pools, config.seed)
 
 
 def demonstrations(config: Config) -> list[Demonstration]:

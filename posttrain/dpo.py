@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from curricula.instructions import InstructionPools
 from curricula.wordings import drop_words
 from judges.corner_cases import KINDS
 from judges.scorer import load_scorer
@@ -102,7 +103,7 @@ def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
     if config.dpo.fresh_prompts:
         with Cluster.of(config, ROLES["dpo"]) as cluster:
             fresh = run(_fresh(config, renderer, cluster.pool(model), prompts))
-    recorded = _recorded(rundir, {prompt.prompt_id: prompt for prompt in prompts})
+    recorded = _recorded(rundir, {prompt.prompt_id: prompt for prompt in prompts}, data.instructions(config))
     pairs: list[PreferencePair] = []
     for samples in (fresh, recorded):
         pairs += mine(samples, config.dpo.pairs_per_kind, config.dpo.max_pairs - len(pairs), config.seed)
@@ -116,13 +117,18 @@ def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
     return pairs
 
 
-def _recorded(rundir: RunDir, prompts: dict[str, Prompt]) -> list[Sampled]:
+def _recorded(rundir: RunDir, prompts: dict[str, Prompt], pools: InstructionPools) -> list[Sampled]:
     """The rollouts of the last versions of the policy, with what mining needs of them."""
+
+    def asked(row: dict[str, Any]) -> Prompt | None:
+        prompt = prompts[row["prompt_id"]]
+        return pools.as_drawn(prompt, row.get("instruction", prompt.instruction))  # older shards do not say
+
     rows = [row for row in read_shards(shards(rundir.path)[-NEWEST_SHARDS:]) if row["prompt_id"] in prompts]
     newest = max((row["last_version"] for row in rows), default=0)
     return [
         Sampled(
-            prompts[row["prompt_id"]],
+            prompt,
             Rollout(
                 row["token_ids"], row["loss_mask"], row["logprobs"], [], row["finish_reason"], row["text"],
                 row["reward"], row["outcome"],
@@ -130,14 +136,16 @@ def _recorded(rundir: RunDir, prompts: dict[str, Prompt]) -> list[Sampled]:
             row["draw_id"],
         )
         for row in rows
-        if row["first_version"] > newest - RECENT_VERSIONS
+        if row["first_version"] > newest - RECENT_VERSIONS and (prompt := asked(row)) is not None
     ]  # fmt: skip
 
 
 async def _fresh(config: Config, renderer: Renderer, pool: GeneratorPool, prompts: list[Prompt]) -> list[Sampled]:
     """Judged samples of the first `dpo.fresh_prompts` prompts, with words left out of their instructions."""
     rng = random.Random(config.seed)
-    chosen = [drop_words(prompt, config.dpo.drop_words, rng) for prompt in prompts[: config.dpo.fresh_prompts]]
+    pools = data.instructions(config)
+    asked = [pools.for_draw(prompt, index) for index, prompt in enumerate(prompts[: config.dpo.fresh_prompts])]
+    chosen = [drop_words(prompt, config.dpo.drop_words, rng) for prompt in asked]
     sampling = Sampling(
         temperature=config.dpo.temperature,
         max_tokens=config.rl.sampling.max_tokens,

@@ -55,6 +55,7 @@ class Report:
     by_capability: dict[str, float]
     by_difficulty: dict[str, float]
     by_instruction: dict[str, float]
+    by_instruction_use: dict[str, float]  # `trained`, `held_out`: where prompts are asked under a pool's instructions
     corner_cases: dict[str, float]
     corner_case_counts: dict[str, int]
     mean_tokens: float
@@ -122,7 +123,7 @@ async def evaluate(
             for index, prompt in enumerate(prompts)
         ]
         completions = await pool.generate(requests, actors)
-        await asyncio.to_thread(_score, scorer, prompts, completions)
+        await asyncio.to_thread(score_completions, scorer, prompts, completions)
         advance(n * len(prompts))
         return completions
 
@@ -134,7 +135,8 @@ async def evaluate(
     return _report(prompts, found[1.0], by_temperature, [k for k in settings.pass_k if k <= samples])
 
 
-def _score(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Sequence[Rollout]]) -> None:
+def score_completions(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Sequence[Rollout]]) -> None:
+    """Writes reward, outcome and reason into the completions of each prompt."""
     for prompt, rollouts in zip(prompts, completions, strict=True):
         for rollout, score in zip(rollouts, scorer(prompt, rollouts), strict=True):
             rollout.reward, rollout.outcome, rollout.reason = score.reward, score.outcome, score.reason
@@ -142,6 +144,12 @@ def _score(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Sequ
 
 def _rate(rollouts: Sequence[Rollout]) -> float:
     return sum(rollout.outcome for rollout in rollouts) / len(rollouts)
+
+
+def _instruction_use(prompt: Prompt) -> str | None:
+    if prompt.instruction_trained is None:
+        return None
+    return "trained" if prompt.instruction_trained else "held_out"
 
 
 def _report(
@@ -183,6 +191,7 @@ def _report(
         by_capability=split(lambda prompt: prompt.capability),
         by_difficulty=split(lambda prompt: prompt.difficulty),
         by_instruction=split(lambda prompt: prompt.instruction),
+        by_instruction_use=split(_instruction_use),
         corner_cases={kind: counts[kind] / total for kind in (*KINDS, "any")},
         corner_case_counts={kind: counts[kind] for kind in (*KINDS, "any")},
         mean_tokens=sum(len(rollout.token_ids) for rollouts in completions for rollout in rollouts) / total,

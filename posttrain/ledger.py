@@ -28,6 +28,7 @@ CREATE TABLE draws (
     draw_id INTEGER NOT NULL,
     prompt_id TEXT NOT NULL,
     capability TEXT NOT NULL,
+    instruction TEXT,
     version INTEGER NOT NULL,
     state TEXT NOT NULL,
     reason TEXT,
@@ -51,13 +52,14 @@ class DrawRow:
     """A row: where a draw stands. `solved` of `rollouts` rollouts were; `voided_by` is the attempt that went on without
     it.
 
-    Example: `DrawRow(1, 17, "9f…", "math", 3, "trained", None, 4, 8, 620, 5, 112, None)`
+    Example: `DrawRow(1, 17, "9f…", "math", "ans-0", 3, "trained", None, 4, 8, 620, 5, 112, None)`
     """
 
     attempt: int
     draw_id: int
     prompt_id: str
     capability: str
+    instruction: str | None
     version: int
     state: str
     reason: str | None
@@ -132,13 +134,15 @@ class Ledger:
         self._db.commit()
         return voided - len(watermark.pending)
 
-    def drawn(self, draw_id: int, prompt_id: str, capability: str, version: int) -> None:
-        """A prompt was drawn for rollouts under a policy version."""
+    def drawn(
+        self, draw_id: int, prompt_id: str, capability: str, version: int, instruction: str | None = None
+    ) -> None:
+        """A prompt was drawn for rollouts under a policy version, and asked under the instruction of that id."""
         self._change += 1
         self._db.execute(
-            "INSERT INTO draws (attempt, draw_id, prompt_id, capability, version, state, change)"
-            " VALUES (?, ?, ?, ?, ?, 'drawn', ?)",
-            (self.attempt, draw_id, prompt_id, capability, version, self._change),
+            "INSERT INTO draws (attempt, draw_id, prompt_id, capability, instruction, version, state, change)"
+            " VALUES (?, ?, ?, ?, ?, ?, 'drawn', ?)",
+            (self.attempt, draw_id, prompt_id, capability, instruction, version, self._change),
         )
 
     def judged(self, draw_id: int, state: str, reason: str | None, solved: int, rollouts: int, tokens: int) -> None:

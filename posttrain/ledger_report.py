@@ -66,6 +66,8 @@ def print_audit(run: Path) -> bool:
 def _line(row: DrawRow) -> str:
     state = row.state + (f" ({row.reason})" if row.reason else "") + (f" in step {row.step}" if row.step else "")
     parts = [f"draw {row.draw_id}", f"prompt {row.prompt_id}", row.capability, f"version {row.version}", state]
+    if row.instruction:
+        parts.insert(3, f"instruction {row.instruction}")
     if row.rollouts:
         parts.append(f"{row.solved} of {row.rollouts} solved, {row.tokens} tokens")
     if row.voided_by is not None:

@@ -50,14 +50,14 @@ def mine(samples: Iterable[Sampled], per_kind: int, most: int, seed: int) -> lis
         most: most pairs in all; the kinds take turns.
         seed: of the order in which prompts are looked at.
     """
-    by_prompt: dict[str, list[Sampled]] = defaultdict(list)
+    by_prompt: dict[tuple[str, str], list[Sampled]] = defaultdict(list)  # under one instruction
     for sample in samples:
-        by_prompt[sample.prompt.prompt_id].append(sample)
+        by_prompt[sample.prompt.prompt_id, sample.prompt.instruction or ""].append(sample)
     found: dict[str, list[PreferencePair]] = {kind: [] for kind in KINDS}
     order = sorted(by_prompt)
     random.Random(seed).shuffle(order)
-    for prompt_id in order:
-        _mine_prompt(by_prompt[prompt_id], found, per_kind)
+    for key in order:
+        _mine_prompt(by_prompt[key], found, per_kind)
     pairs: list[PreferencePair] = []
     for index in range(per_kind):
         pairs += [found[kind][index] for kind in KINDS if index < len(found[kind])]

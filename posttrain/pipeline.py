@@ -155,7 +155,12 @@ def print_report(name: str, report: Report) -> None:
     passes = "  ".join(f"pass@{k} {value:.3f}" for k, value in report.pass_at_k.items())
     greedy = "" if report.greedy is None else f"  greedy {report.greedy:.3f}"
     say(f"{name}: pass@1 {report.pass_at_1:.3f} ({low:.3f}-{high:.3f})  {passes}{greedy}  best {report.best:.3f}")
-    for title, parts in {"capability": report.by_capability, "difficulty": report.by_difficulty}.items():
+    splits = {
+        "capability": report.by_capability,
+        "difficulty": report.by_difficulty,
+        "use of the instruction": report.by_instruction_use,
+    }
+    for title, parts in splits.items():
         if parts:
             say(f"  by {title}: " + "  ".join(f"{part} {value:.3f}" for part, value in parts.items()))
     say("  corner cases: " + "  ".join(f"{kind} {rate:.2%}" for kind, rate in report.corner_cases.items()))

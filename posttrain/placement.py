@@ -23,6 +23,7 @@ ROLES: dict[str, Roles] = {
     "rl": ("trainer rank", "engine"),
     "dpo": ("engine",),
     "eval": ("engine",),
+    "passk": ("engine",),
 }
 """What each command starts on GPUs through Ray."""
 

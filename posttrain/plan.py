@@ -30,6 +30,7 @@ def print_plan(command: str, config: Config, run: Path) -> None:
         f"make rollouts, each with {engines.tensor_parallel} device(s); reward {config.reward}",
         "dpo": f"at most {config.dpo.max_pairs} pairs, beta {config.dpo.beta:g}, learning rate "
         f"{config.dpo.learning_rate:g}",
+        "passk": f"pass rates of {_data(config, 'prompts')}; {engines.count} engines sample; reward {config.reward}",
     }
     for stage in STAGES if command == "run" else (command,):
         print(f"# {stage}: {lines[stage]}")

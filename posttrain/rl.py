@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from curricula.gate import rejection
+from curricula.instructions import InstructionPools
 from curricula.sampler import PromptSampler
 from posttrain.config import GROUP_RELATIVE, RLConfig
 from posttrain.ledger import Ledger
@@ -58,8 +59,20 @@ class Totals:
 
     groups_trained: int = 0
     tokens_trained: int = 0
+    trained_by_capability: Counter[str] = field(default_factory=Counter)
+    groups_judged: int = 0
+    groups_mixed: int = 0
+    """Those judged whose outcomes are mixed."""
+    solve_rates: float = 0.0
+    """Sum over the groups judged of the share of rollouts that solve."""
     rejected: Counter[str] = field(default_factory=Counter)
     max_staleness_seen: int = 0
+
+    def judged(self, outcomes: Sequence[bool]) -> None:
+        """Counts a group."""
+        self.groups_judged += 1
+        self.groups_mixed += rejection(outcomes) is None
+        self.solve_rates += sum(outcomes) / len(outcomes)
 
 
 @dataclass
@@ -84,9 +97,16 @@ class Controller:
     """Runs the loop: draws prompts into free slots, gates what comes back, trains full batches, frees their slots."""
 
     def __init__(
-        self, config: RLConfig, sampler: PromptSampler, workers: Workers, ledger: Ledger, version: int = 0
+        self,
+        config: RLConfig,
+        sampler: PromptSampler,
+        workers: Workers,
+        ledger: Ledger,
+        version: int = 0,
+        instructions: InstructionPools | None = None,
     ) -> None:
         """Starts at a policy version (0, or the step of the checkpoint that a run is resumed from)."""
+        self.instructions = instructions or InstructionPools()
         self.config, self.sampler, self.workers, self.ledger = config, sampler, workers, ledger
         self.version = version  # of the trainer's weights
         self.synced = version  # of the generators'
@@ -235,6 +255,8 @@ class Controller:
         judged = None if isinstance(result, JudgeError) else result
         reason = "judge" if judged is None else self._rejection(judged)
         self.sampler.observe(draw.row, judged.outcomes if judged else None, draw.version)
+        if judged is not None:
+            self.totals.judged(judged.outcomes)
         if judged is not None and reason is None:
             self._without_signal[draw.capability] = 0
             if draw.capability in self.slots.lent:
@@ -295,10 +317,11 @@ class Controller:
         for capability in self.slots.weights:
             for _ in range(self.slots.free(capability, oversample)):
                 row = self.sampler.draw(capability, self.synced)
-                draw = Draw(self.next_draw, row, self.sampler.prompts[row], self.synced)
+                prompt = self.instructions.for_draw(self.sampler.prompts[row], self.next_draw)
+                draw = Draw(self.next_draw, row, prompt, self.synced)
                 self.next_draw += 1
                 self.slots.take(draw)
-                self.ledger.drawn(draw.draw_id, draw.prompt.prompt_id, capability, draw.version)
+                self.ledger.drawn(draw.draw_id, prompt.prompt_id, capability, draw.version, prompt.instruction)
                 self._start(draw)
 
     def _start(self, draw: Draw) -> None:
@@ -310,6 +333,7 @@ class Controller:
         assert staleness <= self.config.max_staleness, f"staleness {staleness} past the bound"
         self.version += 1
         self.totals.groups_trained += len(batch)
+        self.totals.trained_by_capability.update(judged.draw.capability for judged in batch)
         self.totals.tokens_trained += train.tokens
         self.totals.max_staleness_seen = max(self.totals.max_staleness_seen, staleness)
         self.ledger.trained((judged.draw.draw_id for judged in batch), self.version)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,28 @@ from judges.scorer import load_scorer
 from posttrain import data
 from posttrain.cluster import Cluster, GeneratorPool, answer, run
 from posttrain.config import Config, resolve_model
+from posttrain.curriculum_log import NAME as CURRICULUM
+from posttrain.curriculum_log import CurriculumLog, read_snapshots
+from posttrain.curriculum_plots import plot_curriculum
 from posttrain.evaluate import evaluate
 from posttrain.interrupt import Stopped, on_interrupt
 from posttrain.ledger import Ledger, Watermark
 from posttrain.metrics import MetricsLog
 from posttrain.parity import MAX_DRIFT, probable_causes
+from posttrain.passk import check_matches, observe_scan, read_scan
 from posttrain.placement import ROLES
 from posttrain.progress import bar, say
+from posttrain.resume import pending_draws
 from posttrain.rl import Controller, Step
 from posttrain.rl_state import RLState, fixed_settings
 from posttrain.rundir import RunDir, write_json
-from posttrain.slots import Draw, Judged
+from posttrain.slots import Judged
 from posttrain.trainer import check_model
 from posttrain.workers import RayWorkers
 from rollouts.dotted import load_dotted
 from rollouts.errors import DriftError
-from rollouts.recorder import read_groups
 from rollouts.renderer import Renderer
+from rollouts.types import Prompt
 
 DRIFT_PROMPTS = 4
 """Prompts by which engines and trainer are compared."""
@@ -77,12 +83,24 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     renderer = Renderer(parent)
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
     heldout = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say) if config.rl.eval_every else []
+    known = _scan(config, prompts) if checkpoint is None else {}  # a checkpoint's statistics know it already
     rundir.save_config()
     with Cluster.of(config, ROLES["rl"]) as cluster:
         stage = RLStage(config, rundir, cluster, renderer, parent, checkpoint)
-        newest: Path = run(stage.run(prompts, heldout[: config.rl.eval_prompts]))
+        newest: Path = run(stage.run(prompts, heldout[: config.rl.eval_prompts], known))
         stage.workers.trainer.end()
         return newest
+
+
+def _scan(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[int, int]]:
+    """Samples and solved ones by prompt id, of the scan that the run starts from; empty without one."""
+    path = config.rl.start_from_scan
+    if path is None:
+        return {}
+    found = read_scan(path)
+    matched = check_matches(path, found, prompts)
+    say(f"{path}: pass rates of {matched} of {len(prompts)} prompts; the others start unseen")
+    return found
 
 
 class RLStage:
@@ -104,8 +122,14 @@ class RLStage:
         self.agreed: int | None = None  # the last version at which engines and trainer were compared
         self._evaluation: asyncio.Task[None] | None = None
 
-    async def run(self, prompts: list[Any], heldout: list[Any]) -> Path:
-        """Trains, with a checkpoint every so often and at the end, whatever ends it but an error."""
+    async def run(self, prompts: list[Any], heldout: list[Any], known: Mapping[str, tuple[int, int]]) -> Path:
+        """Trains, with a checkpoint every so often and at the end, whatever ends it but an error.
+
+        Args:
+            prompts: to train on.
+            heldout: to evaluate on.
+            known: prompt id → samples and solved ones of a scan.
+        """
         rl = self.config.rl
         await self.workers.ready()
         version = self.state.version if self.state else 0
@@ -114,9 +138,12 @@ class RLStage:
         self.sampler = PromptSampler(prompts, rl.selection, rl.group_size, self.config.seed, curriculum)
         self.ledger = Ledger(self.rundir.path / "ledger.db")
         voided = self.ledger.begin(version, self.state.watermark if self.state else Watermark())
-        self.controller = Controller(rl, self.sampler, self.workers, self.ledger, version)
+        pools = data.instructions(self.config)
+        self.controller = Controller(rl, self.sampler, self.workers, self.ledger, version, pools)
         if self.state:
             say(f"going on after step {version}: {voided} later draws are void; {self._restore(self.state)}")
+        observe_scan(self.sampler, known, rl.group_size)
+        self.curriculum = CurriculumLog(self.folder / CURRICULUM, version, self.sampler, self.controller.slots.quotas)
         self.heldout, self.scorer = heldout, load_scorer(self.config.reward)
         self.started = time.monotonic()
         self.engines_before = await self.workers.engine_metrics()
@@ -135,31 +162,18 @@ class RLStage:
         """Gives the loop what the checkpoint kept, as far as the prompts are still there; says what that was."""
         assert self.checkpoint is not None
         restored = self.sampler.load(self.checkpoint)
-        rows = {prompt.prompt_id: row for row, prompt in enumerate(self.sampler.prompts)}
-        draws = {}
-        for was in state.watermark.pending:
-            if was.prompt_id in rows:
-                row = rows[was.prompt_id]
-                draws[was.draw_id] = Draw(was.draw_id, row, self.sampler.prompts[row], was.version)
-            else:
-                self.ledger.judged(
-                    was.draw_id, "rejected", "removed", was.solved or 0, was.rollouts or 0, was.tokens or 0
-                )
-        admitted = {
-            was.draw_id: draws[was.draw_id].prompt
-            for was in state.watermark.pending
-            if was.state == "admitted" and was.draw_id in draws
-        }
-        groups = read_groups([self.folder / "rollouts" / name for name in state.shards], admitted)
-        pending = [
-            (draw, Judged.of(draw, groups[name], self.workers.keep(groups[name])) if name in admitted else None)
-            for name, draw in draws.items()
+        pending = pending_draws(state, self.sampler, self.controller.instructions, self.folder / "rollouts")
+        for row in pending.removed:
+            solved, rollouts, tokens = (value or 0 for value in (row.solved, row.rollouts, row.tokens))
+            self.ledger.judged(row.draw_id, "rejected", "removed", solved, rollouts, tokens)
+        self.controller.totals.rejected["removed"] += len(pending.removed)
+        draws = [
+            (draw, Judged.of(draw, group, self.workers.keep(group)) if group else None) for draw, group in pending.draws
         ]
-        self.controller.restore(state.controller, state.watermark.next_draw, pending)
-        removed = len(state.watermark.pending) - len(draws)
+        self.controller.restore(state.controller, state.watermark.next_draw, draws)
         return (
-            f"{len(admitted)} groups wait to be trained, {len(draws) - len(admitted)} draws are made again"
-            + f", {removed} were of prompts that are gone" * bool(removed)
+            f"{pending.admitted} groups wait to be trained, {len(draws) - pending.admitted} draws are made again"
+            + f", {len(pending.removed)} were of prompts that are gone" * bool(pending.removed)
             + f"; prompts: {restored}" * bool(restored.removed or restored.new)
         )
 
@@ -169,6 +183,7 @@ class RLStage:
             newest = await self._checkpoint(self.controller.version)
         write_json(self.folder / "summary.json", asdict(await self._summary()))
         self.ledger.close()
+        self.curriculum.close()
         self.log.close()
         return newest
 
@@ -249,6 +264,7 @@ class RLStage:
     # -------------------------------------------------------------------------------------------- checkpoints
 
     async def _checkpoint_when_due(self, version: int) -> None:
+        self.curriculum.write(version, self.controller.totals)
         if version % self.config.rl.checkpoint_every == 0 or version == self.config.rl.steps:
             await self._checkpoint(version)
 
@@ -269,6 +285,7 @@ class RLStage:
             await self.workers.trainer.save(str(directory))
             self.sampler.save(directory)
             state.write(directory)
+        plot_curriculum(read_snapshots(self.curriculum.path), self.folder / "curriculum.svg", self.rundir.path.name)
         return self.rundir.checkpoints("rl")[-1]
 
     async def _summary(self) -> RLSummary:

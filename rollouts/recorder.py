@@ -36,6 +36,7 @@ def _rows(group: RolloutGroup) -> Iterable[dict[str, Any]]:
             "rollout": index,
             "prompt_id": group.prompt.prompt_id,
             "capability": group.prompt.capability,
+            "instruction": group.prompt.instruction,
             "messages": json.dumps(list(group.prompt.messages), ensure_ascii=False),
             "text": rollout.text,
             "turns": json.dumps(rollout.turns, ensure_ascii=False),

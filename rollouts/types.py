@@ -29,7 +29,8 @@ class Prompt:
     Example: `Prompt("9f…", ({"role": "user", "content": "47+38"},), capability="math", answer="85")`
 
     `answer_format` is the asked `(left, right)` delimiters, e.g. `("<ans>", "</ans>")` or `("Answer:", "")`.
-    `extra` carries every other field of the row to a user's own reward.
+    `instruction` is the id of the system instruction, `instruction_trained` whether training uses that one too (None:
+    not known). `extra` carries every other field of the row to a user's own reward.
     """
 
     prompt_id: str
@@ -40,6 +41,7 @@ class Prompt:
     answer_format: tuple[str, str] | None = None
     difficulty: int | None = None
     instruction: str | None = None
+    instruction_trained: bool | None = None
     images: tuple[str, ...] = ()
     modality: str = "text"
     source: str = ""

@@ -32,7 +32,7 @@ WORDS = [
     *SMALL, "rl.checkpoint_every=2", "rl.drift_every=0", "rl.learning_rate=1e-6", "rl.lr_scheduler_type=constant",
     "rl.curriculum.band_start=[0.15,0.8]", "rl.curriculum.band_end=[0.15,0.8]",
 ]  # fmt: skip
-"""A policy that hardly changes, so that lengths can be compared, and nothing that depends on how many steps there are."""
+"""A policy that hardly changes, so that lengths can be compared; nothing that depends on how many steps there are."""
 GONE_SECONDS = 30.0
 """Within which every process of a run that has ended is to be gone, on a busy machine."""
 LINGERING = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")

@@ -13,6 +13,7 @@ from posttrain import cli
 from posttrain.config import load_config, resolve_model
 from posttrain.rundir import Manifest, RunDir
 from rollouts.errors import DataError
+from rollouts.recorder import write_rows
 
 Result = tuple[int, str, str]
 Command = Callable[..., Result]
@@ -66,6 +67,7 @@ READERS = {
     "prune": ("data.demonstrations", DEMONSTRATION),
     "sft": ("data.demonstrations", DEMONSTRATION),
     "rl": ("data.prompts", PROMPT),
+    "passk": ("data.prompts", PROMPT),
     "run": ("data.heldout", PROMPT),
     "eval": ("data.heldout", PROMPT),
 }
@@ -252,6 +254,40 @@ def test_evaluating_an_incomplete_checkpoint(posttrain: Command, trained: Path) 
     assert fails(posttrain("eval", "./gone")).startswith("'./gone' is no directory; expected a model directory")
 
 
+def test_a_scan_is_not_written_over(posttrain: Command, trained: Path) -> None:
+    (trained / "passk.parquet").write_text("precious")
+    why = "exists already, and is not written over; name another file with --out, or remove it"
+    assert fails(posttrain("passk", "tiny", "--run", "r")) == f"{trained}/passk.parquet: {why}"
+    Path("mine.parquet").write_text("precious")
+    assert fails(posttrain("passk", "tiny", "--run", "r", "--out", "mine.parquet")) == f"mine.parquet: {why}"
+    line = fails(posttrain("passk", "tiny", "--run", "r", "--out", "no/mine.parquet"))
+    assert line == "no/mine.parquet: no such directory no; make it first"
+    assert (trained / "passk.parquet").read_text() == Path("mine.parquet").read_text() == "precious"
+
+
+def test_a_scan_takes_the_newest_checkpoint_of_rl_else_of_sft(posttrain: Command, trained: Path) -> None:
+    for stage in ("rl", "sft"):  # each is damaged in turn, so that the error names what would have been scanned
+        checkpoint = trained / stage / "checkpoints/step-000005"
+        (checkpoint / "config.json").write_text("{}")
+        assert fails(posttrain("passk", "tiny", "--run", "r")).startswith(f"{checkpoint}: damaged checkpoint (")
+        shutil.rmtree(checkpoint)
+    line = fails(posttrain("passk", "tiny", "--run", "r", "--checkpoint", "./gone"))
+    assert line.startswith("'./gone' is no directory; ")
+
+
+def test_a_k_of_more_than_the_samples(posttrain: Command) -> None:
+    line = fails(posttrain("passk", "tiny", "--run", "r", "--k", "1,8", "--samples", "4"))
+    assert line.startswith("--k 1,8: expected whole numbers from 1 to --samples 4, ")
+
+
+def test_rl_from_a_scan_of_other_prompts(posttrain: Command) -> None:
+    write_rows(Path("scan.parquet"), [{"prompt_id": "x", "samples": 4, "solved": 1}])
+    line = fails(posttrain("rl", "tiny", "--run", "r", "rl.start_from_scan=scan.parquet"))
+    assert line.startswith("rl.start_from_scan: scan.parquet: none of its 1 prompts is among the 2186 of data.prompts;")
+    line = fails(posttrain("rl", "tiny", "--run", "r", "rl.start_from_scan=none.parquet"))
+    assert line == "rl.start_from_scan: none.parquet: no such file; `posttrain passk` writes one"
+
+
 def test_sft_without_prune(posttrain: Command) -> None:
     line = fails(posttrain("sft", "tiny", "--run", "r"))
     missing = Path("r/sft/kept.parquet").resolve()
@@ -331,7 +367,7 @@ def test_help_names_every_command_and_loads_no_engine() -> None:
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     *text, loaded = result.stdout.splitlines()
     assert loaded == "loaded:"
-    for name in ("run", "prune", "sft", "rl", "dpo", "eval", "rollouts", "ledger", "version", "tiny"):
+    for name in ("run", "prune", "sft", "rl", "dpo", "eval", "passk", "rollouts", "ledger", "version", "tiny"):
         assert any(name in line.split() for line in text), name
 
 

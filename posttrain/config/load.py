@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -25,6 +25,7 @@ TINY_DATA = {
     "tiny:sft": "sft.jsonl",
     "tiny:rl": "rl.jsonl",
     "tiny:heldout": "heldout.jsonl",
+    "tiny:instructions": "instructions.jsonl",
     "tiny:judge-template": "judge/template.txt",
 }
 
@@ -201,13 +202,14 @@ def _tiny(name: str) -> str:
 
 def _fields(key: Key) -> tuple[str, ...]:
     """The names that exist in the section `key` of the schema."""
-    model: type[BaseModel] = Config
+    kind: Any = Config
     for name in key:
-        field = model.model_fields.get(name)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return ()
-        model = field.annotation
-    return tuple(model.model_fields)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            field = kind.model_fields.get(name)
+            kind = field.annotation if field else None
+        else:  # dict[str, list[Section]] or Section | None
+            kind = next(iter(get_args(kind)[-1:]), None)
+    return tuple(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else ()
 
 
 def _suggestion(key: Key) -> str:

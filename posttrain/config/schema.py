@@ -80,8 +80,55 @@ class DataSource(Section):
         return self
 
 
+class InstructionConfig(Section):
+    """A system instruction of a pool."""
+
+    id: str = Field(min_length=1)
+    """Its name in the ledger, the recorded rollouts and the evaluations."""
+    text: str = Field(min_length=1)
+    """What it says."""
+    format: list[str] | None = None
+    """The delimiters `[left, right]` that it asks the answer in. null: the row's own."""
+    train: bool = True
+    """false: is asked in evaluations only."""
+
+    @field_validator("format")
+    @classmethod
+    def _left_and_right(cls, texts: list[str] | None) -> list[str] | None:
+        if texts is not None and (len(texts) != 2 or not texts[0]):
+            raise ValueError("expected the two texts [left, right]")
+        return texts
+
+
+class InstructionsConfig(Section):
+    """Pools of system instructions. Each draw of a prompt is asked under one of its capability's, at random, instead of
+    its own. A held-out prompt is asked under any of them, those with `train: false` included; evaluations tell the two
+    apart.
+    """
+
+    path: str = ""
+    """A file, directory, function or `datasets` name as in `data.prompts.path`, with a row for each instruction:
+    `capability`, `id`, `text` and, where wanted, `format` and `train`; or `tiny:instructions`."""
+    pools: dict[str, list[InstructionConfig]] = Field(default_factory=dict)
+    """Capability → its instructions, in the place of `path`. A capability without any keeps its rows' own."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.path and self.pools:
+            raise conflict("pools", sorted(self.pools), "data.instructions.path is set too; keep one of the two")
+        for capability, pool in self.pools.items():
+            names = [instruction.id for instruction in pool]
+            for index, name in enumerate(names):
+                if name in names[:index]:
+                    raise conflict(f"pools.{capability}.{index}.id", name, "is in the pool already")
+            if not any(instruction.train for instruction in pool):
+                why = "no instruction but held-out ones (train: false); expected one to train with"
+                raise conflict(f"pools.{capability}", names, why)
+        return self
+
+
 class DataConfig(Section):
-    """The three sets of rows."""
+    """The sets of rows."""
 
     demonstrations: DataSource = DataSource()
     """What `prune` judges and `sft` learns from."""
@@ -89,6 +136,8 @@ class DataConfig(Section):
     """The verifiable prompts of `rl`."""
     heldout: DataSource = DataSource()
     """The prompts of every evaluation; none of them may be in the two others."""
+    instructions: InstructionsConfig = InstructionsConfig()
+    """System instructions that prompts are asked under, by capability. Not given: their own."""
 
 
 class GeneratorsConfig(Section):
@@ -382,6 +431,9 @@ class RLConfig(Section):
     max_rejected_in_a_row: int = Field(default=64, ge=1)
     """Rejected groups in a row after which a capability lends its share to the others; when every capability does, the
     run stops: no prompt gives a signal."""
+    start_from_scan: str | None = None
+    """Path of a Parquet file that `posttrain passk` wrote: its pass rates are what is known of the prompts before the
+    first step. null: nothing is known."""
     drift_every: int = Field(default=25, ge=0)
     """Train steps between two comparisons of the engines' log-probabilities with the trainer's, on a few fresh
     completions; the first is before the first step. 0: never."""

@@ -73,8 +73,9 @@ def write_data(out: Path, seed: int) -> set[str]:
         "rl": data.rl_rows(seed, heldout),
         "sft": data.demonstration_rows(seed, heldout),
     }
-    for name, rows in files.items():
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows if data.asked(row)))
+    files = {name: [row for row in rows if data.asked(row)] for name, rows in files.items()}
+    for name, rows in {**files, "instructions": data.instruction_rows()}.items():
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return heldout
 
 

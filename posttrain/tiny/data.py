@@ -140,6 +140,22 @@ def demonstration_rows(seed: int, heldout: set[str], count: int = 3000) -> list[
     return rows
 
 
+def instruction_rows() -> list[Row]:
+    """A pool of system instructions for each capability; those that are held out are not trained with."""
+    return [
+        {
+            "capability": capability,
+            "id": instruction.instruction_id,
+            "text": instruction.text,
+            "format": [instruction.left, instruction.right],
+            "train": train,
+        }
+        for capability in CAPABILITIES
+        for train, pool in ((True, TRAIN_INSTRUCTIONS), (False, HELDOUT_INSTRUCTIONS))
+        for instruction in pool
+    ]
+
+
 def _turn(rng: random.Random, instruction: Instruction, heldout: set[str]) -> tuple[Problem, str]:
     problem = unseen(rng, rng.choice(CAPABILITIES), rng.choices(LEVELS, CORPUS_LEVELS)[0], heldout)
     return problem, write_solution(rng, problem, instruction, CORPUS_HABITS).text

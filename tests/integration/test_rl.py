@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.audit import audit
+from posttrain.curriculum_log import read_snapshots
 from posttrain.ledger import Ledger
 from posttrain.rundir import Manifest
 from tests.integration.commands import SMALL, Ended, Running, posttrain
@@ -124,6 +125,18 @@ def test_resume_auto_loses_no_draw(resumed: Resumed) -> None:
     assert [row.draw_id for row in rows] == list(range(len(rows)))
     assert Counter(row.step for row in rows if row.step) == dict.fromkeys(range(1, resumed.first_step + 6), 6)
     assert any(row.attempt == 1 and (row.step or 0) > resumed.first_step for row in rows)  # were pending, then trained
+
+
+def test_the_curriculum_is_recorded_over_both_attempts(resumed: Resumed) -> None:
+    last = resumed.first_step + 5
+    folder = resumed.stopped.cwd / "r/rl"
+    rows = read_snapshots(folder / "curriculum.jsonl")
+    assert [row.version for row in rows] == list(range(1, last + 1))
+    assert {sum(row.trained.values()) for row in rows} == {6}
+    assert all(0 <= row.mixed <= row.drawn for row in rows)
+    page = (folder / "curriculum.svg").read_text()
+    assert "Curriculum of r<" in page
+    assert f"after step {last}: " in page
 
 
 def test_a_killed_generator_is_replaced(resumed: Resumed) -> None:

@@ -21,6 +21,7 @@ from posttrain.config import (
     resolve_model,
 )
 from posttrain.config.algorithms import ALGORITHMS
+from posttrain.config.load import TINY_DATA
 from posttrain.losses.advantages import ADVANTAGES
 from posttrain.losses.aggregation import AGGREGATIONS
 from posttrain.losses.corrections import CORRECTIONS
@@ -272,7 +273,7 @@ def test_other_names_stay_as_they_are():
         ("", "no data: set the 'path' of data.demonstrations, data.prompts or data.heldout"),
         (
             "tiny:x",
-            "'tiny:x' is not in the tiny world; expected one of: tiny:sft, tiny:rl, tiny:heldout, tiny:judge-template",
+            "'tiny:x' is not in the tiny world; expected one of: " + ", ".join(TINY_DATA),
         ),
     ]:
         with pytest.raises(ConfigError) as caught:

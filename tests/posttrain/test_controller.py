@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from curricula.instructions import Instruction, InstructionPools
 from posttrain.slots import Draw
 from rollouts.errors import EngineError, JudgeError, NoSignalError
 from rollouts.types import Prompt
@@ -575,6 +576,30 @@ def test_what_was_trained_is_on_disk_at_every_checkpoint(tmp_path: Path) -> None
 
     run.go(count)
     assert on_disk == [8, 16, 24, 32, 40, 48]
+
+
+def test_each_draw_is_asked_under_an_instruction_of_its_capability(tmp_path: Path) -> None:
+    pool = [Instruction(name, f"Say {name}.", train=name != "held-out") for name in ("a", "b", "held-out")]
+    runs = []
+    for seed in (0, 0, 1):
+        run = run_on(tmp_path, max_staleness=0, steps=6)
+        run.controller.instructions = InstructionPools({"easy": pool}, seed)
+        runs.append(run.go())
+    drawn = [
+        dict(run.ledger._db.execute("SELECT draw_id, instruction FROM draws ORDER BY draw_id").fetchall())
+        for run in runs
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    for run, by_draw in zip(runs, drawn, strict=True):
+        for draw_id, sampled in run.workers.sampled.items():
+            prompt = sampled.draw.prompt
+            assert by_draw[draw_id] == prompt.instruction
+            assert run.sampler.prompts[sampled.draw.row].prompt_id == prompt.prompt_id
+            if prompt.capability == "easy":
+                assert prompt.messages == ({"role": "system", "content": f"Say {prompt.instruction}."},)
+            else:
+                assert prompt is run.sampler.prompts[sampled.draw.row]
+        assert set(by_draw.values()) == {"a", "b", None}
 
 
 def test_the_step_report_adds_up(tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def prompt(text: str, **fields: Any) -> Prompt:
 
 async def test_a_report() -> None:
     prompts = [
-        prompt("a", capability="math", difficulty=1, instruction="i"),
-        prompt("bb", capability="math", difficulty=2),
+        prompt("a", capability="math", difficulty=1, instruction="i", instruction_trained=True),
+        prompt("bb", capability="math", difficulty=2, instruction_trained=False),
         prompt("ccc", capability="code", difficulty=2),
     ]
     engines, done = Engines(), []
@@ -92,6 +92,7 @@ async def test_a_report() -> None:
     assert report.by_capability == {"code": 0.0, "math": 0.75}
     assert report.by_difficulty == {"1": 1.0, "2": 0.25}
     assert report.by_instruction == {"i": 1.0}
+    assert report.by_instruction_use == {"held_out": 0.5, "trained": 1.0}
     assert report.corner_cases["run_on"] == report.corner_cases["any"] == pytest.approx(1 / 3)
     assert report.corner_case_counts == {"format": 0, "run_on": 4, "empty": 0, "repetition": 0, "any": 4}
     assert report.mean_tokens == 4

@@ -19,7 +19,7 @@ def opened(path: Path) -> Ledger:
 def fill(ledger: Ledger) -> None:
     """Five draws: two trained in steps 1 and 2, one rejected, one admitted, one under way."""
     for draw_id in range(5):
-        ledger.drawn(draw_id, f"p{draw_id}", "math", 3)
+        ledger.drawn(draw_id, f"p{draw_id}", "math", 3, f"i{draw_id}" if draw_id else None)
     for draw_id in (0, 1, 3):
         ledger.judged(draw_id, "admitted", None, 1, 4, 100)
     ledger.judged(2, "rejected", "none_solved", 0, 4, 80)
@@ -39,9 +39,9 @@ def test_a_row_keeps_what_was_said_of_it(tmp_path: Path) -> None:
     fill(ledger)
     ledger.close()
     rows = Ledger(tmp_path / "x.db", read_only=True).rows()
-    assert rows[1] == DrawRow(1, 1, "p1", "math", 3, "trained", None, 1, 4, 100, 2, 11, None)
-    assert rows[2] == DrawRow(1, 2, "p2", "math", 3, "rejected", "none_solved", 0, 4, 80, None, 9, None)
-    assert rows[4] == DrawRow(1, 4, "p4", "math", 3, "drawn", None, None, None, None, None, 5, None)
+    assert rows[1] == DrawRow(1, 1, "p1", "math", "i1", 3, "trained", None, 1, 4, 100, 2, 11, None)
+    assert rows[2] == DrawRow(1, 2, "p2", "math", "i2", 3, "rejected", "none_solved", 0, 4, 80, None, 9, None)
+    assert rows[4] == DrawRow(1, 4, "p4", "math", "i4", 3, "drawn", None, None, None, None, None, 5, None)
 
 
 def test_a_draw_is_entered_once(tmp_path: Path) -> None:

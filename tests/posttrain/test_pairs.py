@@ -1,5 +1,7 @@
 """Which completions become preference pairs."""
 
+from dataclasses import replace
+
 from posttrain.pairs import FRESH, Sampled, mine
 from rollouts.types import Prompt, Rollout
 
@@ -76,3 +78,11 @@ def test_the_seed_chooses_the_prompts() -> None:
 
     assert chosen(1) == chosen(1)
     assert len({tuple(chosen(seed)) for seed in range(10)}) > 1
+
+
+def test_completions_under_different_instructions_are_no_pair() -> None:
+    chosen = Sampled(replace(prompt("p"), instruction="a"), SOLVED.rollout, 1)
+    rejected = Sampled(replace(prompt("p"), instruction="b"), BARE.rollout, 2)
+    assert mine([chosen, rejected], 10, 10, 0) == []
+    (pair,) = mine([chosen, replace(rejected, prompt=chosen.prompt)], 10, 10, 0)
+    assert (pair.prompt.instruction, pair.rejected) == ("a", "85")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pyarrow.parquet import read_table
 
+from curricula.instructions import Instruction
 from posttrain.slots import Draw
 from posttrain.verifier import Verifier
 from rollouts.errors import DataError
@@ -42,6 +43,14 @@ def test_a_group_is_scored_and_summed_up(tmp_path: Path) -> None:
     assert (rows[0]["first_version"], rows[0]["last_version"]) == (4, 5)
     assert verifier.write_shard(str(shards[1])) == 0  # each group once
     assert not shards[1].exists()
+
+
+def test_a_draw_is_judged_by_the_format_of_its_instruction() -> None:
+    arrow = Instruction("arrow", "Mark it with =>.", ("=>", "")).ask(PROMPT)
+    own = Instruction("short", "Only the answer.").ask(PROMPT)
+    texts = [rollout("<ans>85</ans>", [(0, 2, 0)]), rollout("=> 85", [(0, 2, 0)])]
+    outcomes = [Verifier("auto", []).judge(Draw(1, 0, prompt, 0), [7], texts)[0].outcomes for prompt in (arrow, own)]
+    assert outcomes == [(False, True), (True, False)]
 
 
 def test_a_users_reward_is_found_where_the_driver_found_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,9 @@ import pytest
 from rollouts.recorder import read_shards, write_rows, write_shard
 from rollouts.types import Prompt, Rollout, RolloutGroup
 
-PROMPT = Prompt("9f", ({"role": "system", "content": "Kürzer!"}, {"role": "user", "content": "47+38"}), "math")
+PROMPT = Prompt(
+    "9f", ({"role": "system", "content": "Kürzer!"}, {"role": "user", "content": "47+38"}), "math", instruction="short"
+)
 
 
 def group(draw: int) -> RolloutGroup:
@@ -28,6 +30,7 @@ def test_round_trip(tmp_path: Path) -> None:
     first, second = rows[:2]
     assert json.loads(first["messages"]) == list(PROMPT.messages)
     assert (first["prompt_id"], first["capability"], first["text"]) == ("9f", "math", "85 ✓")
+    assert first["instruction"] == "short"
     assert (first["token_ids"], first["loss_mask"], first["logprobs"]) == (
         [7, 9, 5], [True, False, True], [-0.125, 0.0, -1.5],
     )  # fmt: skip

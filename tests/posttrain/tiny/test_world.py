@@ -130,7 +130,7 @@ def test_the_committed_data_is_what_the_recipe_makes(tmp_path) -> None:
     from posttrain.tiny.build import write_data
 
     write_data(tmp_path, 0)
-    for name in ("heldout", "rl", "sft"):
+    for name in ("heldout", "rl", "sft", "instructions"):
         made = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         assert made == world(name), name
 

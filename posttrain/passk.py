@@ -1,0 +1,276 @@
+"""`posttrain passk`: how often a checkpoint solves each RL prompt, as a scan that RL can start from.
+
+Hard prompts are found by pass@k with the policy itself (https://arxiv.org/abs/2107.03374). A scan samples as RL does
+(`rl.sampling`), since what RL wants to know is how its own groups will come out. It has one row for each prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from curricula.buckets import BUCKETS, bucket_of
+from curricula.sampler import PromptSampler
+from judges.scorer import load_scorer
+from posttrain import data
+from posttrain.adapters import whole_model
+from posttrain.cluster import Cluster, GeneratorPool, run
+from posttrain.config import Config, resolve_model
+from posttrain.evaluate import pass_at_k, score_completions
+from posttrain.placement import ROLES
+from posttrain.progress import bar, console, say
+from posttrain.rundir import RunDir, check_model
+from rollouts.dotted import load_dotted
+from rollouts.errors import ConfigError, DataError
+from rollouts.generator import Request
+from rollouts.recorder import write_rows
+from rollouts.renderer import Renderer
+from rollouts.types import Prompt, Scorer
+
+NAME = "passk.parquet"
+DEFAULT_K = (1, 4, 16)
+CHUNK = 64
+"""Prompts given to each engine at a time; the bar moves, and completions are freed, as often."""
+CHUNKS_UNDER_WAY = 2
+"""One is generated while another is judged, so that no engine runs empty in between."""
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """One prompt's outcomes.
+
+    Example: `Scanned("9f…", "math", 3, "rl.jsonl", "ans-0", samples=16, solved=4)`, whose bucket is `hard`.
+    """
+
+    prompt_id: str
+    capability: str
+    difficulty: int | None
+    source: str
+    instruction: str | None
+    samples: int
+    solved: int
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of the samples that solve."""
+        return self.solved / self.samples
+
+    @property
+    def bucket(self) -> str:
+        """One of `BUCKETS`."""
+        return bucket_of(self.pass_rate)
+
+    def as_row(self) -> dict[str, Any]:
+        """A row of the Parquet file."""
+        return {**asdict(self), "pass_rate": self.pass_rate, "bucket": self.bucket}
+
+
+def parse_k(text: str | None, samples: int) -> list[int]:
+    """The k of pass@k, from `1,4,16`; those of the default that can be estimated where there is no text.
+
+    Raises:
+        ConfigError: not whole numbers from 1 to `samples`.
+    """
+    if text is None:
+        return [k for k in DEFAULT_K if k <= samples]
+    values = [part.strip() for part in text.split(",")]
+    if not all(value.isdecimal() and 1 <= int(value) <= samples for value in values):
+        raise ConfigError(
+            f"--k {text}: expected whole numbers from 1 to --samples {samples}, with commas between them, such as 1,4"
+        )
+    return sorted({int(value) for value in values})
+
+
+def scan(
+    config: Config,
+    rundir: RunDir,
+    ks: Sequence[int],
+    samples: int,
+    checkpoint: str | None = None,
+    out: Path | None = None,
+) -> Path:
+    """Scans `data.prompts`, prints pass@k and buckets, and writes the scan; returns its path.
+
+    Args:
+        config: of the run.
+        rundir: where the scan goes, and whose newest checkpoint is scanned.
+        ks: of pass@k.
+        samples: of each prompt.
+        checkpoint: a model to scan instead.
+        out: another file for the scan.
+
+    Raises:
+        UserError: wrong data, checkpoint or reward; or the file exists already.
+    """
+    path = out or rundir.path / NAME
+    if path.exists():
+        raise ConfigError(
+            f"{path}: exists already, and is not written over; name another file with --out, or remove it"
+        )
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: no such directory {path.parent}; make it first")
+    if config.environment is not None:
+        load_dotted(config.environment, "environment")
+    scorer = load_scorer(config.reward)
+    model = resolve_model(checkpoint) if checkpoint else _newest(config, rundir)
+    check_model(model)
+    model = whole_model(model)
+    renderer = Renderer(model)
+    pools = data.instructions(config)
+    prompts = [
+        pools.for_draw(prompt, index)
+        for index, prompt in enumerate(data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say))
+    ]
+    with (
+        Cluster.of(config, ROLES["passk"]) as cluster,
+        bar("passk", len(prompts) * samples, "sample") as progress,
+    ):
+        solved = run(count_solved(cluster.pool(model), renderer, prompts, scorer, config, samples, progress.advance))
+    rows = [
+        Scanned(
+            prompt.prompt_id, prompt.capability, prompt.difficulty, prompt.source, prompt.instruction, samples, count
+        )
+        for prompt, count in zip(prompts, solved, strict=True)
+    ]
+    write_rows(path, [row.as_row() for row in rows])
+    say(f"{samples} samples of each prompt, by {model}")
+    console.print(*summary(rows, ks), sep="")
+    say(f"{path} holds the pass rate of every prompt; rl.start_from_scan={path} lets RL start from it")
+    return path
+
+
+def _newest(config: Config, rundir: RunDir) -> str:
+    """The run's newest RL checkpoint, else its newest of SFT, else the model."""
+    found = rundir.newest("rl") or rundir.newest("sft")
+    return str(found) if found else resolve_model(config.model)
+
+
+async def count_solved(
+    pool: GeneratorPool,
+    renderer: Renderer,
+    prompts: Sequence[Prompt],
+    scorer: Scorer,
+    config: Config,
+    samples: int,
+    advance: Callable[[int], object] = int,
+) -> list[int]:
+    """How many samples of each prompt are solved by the weights that the engines hold; `advance` is told of samples."""
+    solved = [0] * len(prompts)
+    sampling, size = config.rl.sampling.sampling(), CHUNK * len(pool.actors)
+    starts = iter(range(0, len(prompts), size))
+
+    async def work() -> None:
+        for start in starts:
+            part = prompts[start : start + size]
+            requests = [
+                Request(
+                    renderer.prompt_tokens(prompt.messages),
+                    sampling,
+                    samples,
+                    seed=config.seed + 1_000_003 * index,
+                    conversation=data.conversation(config, prompt),
+                )
+                for index, prompt in enumerate(part, start)
+            ]
+            completions = await pool.generate(requests)
+            await asyncio.to_thread(score_completions, scorer, part, completions)
+            for index, rollouts in enumerate(completions, start):
+                solved[index] = sum(rollout.outcome for rollout in rollouts)
+            advance(samples * len(part))
+
+    await asyncio.gather(*(work() for _ in range(CHUNKS_UNDER_WAY)))
+    return solved
+
+
+def summary(rows: Sequence[Scanned], ks: Sequence[int]) -> list[Table]:
+    """pass@k (the unbiased estimate, mean over prompts), and prompts by bucket: of each capability, and of all."""
+    by_capability: dict[str, list[Scanned]] = {}
+    for row in rows:
+        by_capability.setdefault(row.capability, []).append(row)
+    passes, buckets = _table("prompts", *(f"pass@{k}" for k in ks)), _table(*BUCKETS)
+    for name, part in [*by_capability.items(), ("all", rows)]:
+        rates = (sum(pass_at_k(row.samples, row.solved, k) for row in part) / len(part) for k in ks)
+        passes.add_row(name, str(len(part)), *(f"{rate:.3f}" for rate in rates))
+        counts = Counter(row.bucket for row in part)
+        buckets.add_row(name, *(f"{counts[bucket]} ({counts[bucket] / len(part):.0%})" for bucket in BUCKETS))
+    return [passes, buckets]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+# ------------------------------------------------------------------------------------------------- starting RL from it
+
+
+def read_scan(path: str) -> dict[str, tuple[int, int]]:
+    """Prompt id → (samples, solved) of a scan.
+
+    Raises:
+        DataError: no such file, no Parquet, or a row that is none of a scan.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    what, columns = f"rl.start_from_scan: {path}", ["prompt_id", "samples", "solved"]
+    try:
+        with pq.ParquetFile(Path(path).expanduser()) as file:
+            there = file.schema_arrow.names
+            if not set(columns) <= set(there):
+                problem = f"expected the columns {', '.join(columns)} (there: {', '.join(there)})"
+                raise DataError(f"{what}: {problem}; `posttrain passk` writes them")
+            table = file.read(columns)
+    except FileNotFoundError:
+        raise DataError(f"{what}: no such file; `posttrain passk` writes one") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise DataError(f"{what}: no Parquet file that can be read ({reason}); `posttrain passk` writes one") from None
+    rows = (table[name].to_pylist() for name in columns)
+    found: dict[str, tuple[int, int]] = {}
+    for line, (prompt_id, count, right) in enumerate(zip(*rows, strict=True), 1):
+        if not (isinstance(prompt_id, str) and isinstance(count, int) and isinstance(right, int)):
+            raise DataError(f"{what}:{line}: expected a text and two whole numbers in {', '.join(columns)}")
+        if not 0 <= right <= count:
+            raise DataError(f"{what}:{line}: field 'solved': {right}: expected 0 to samples={count}")
+        found[prompt_id] = (count, right)
+    return found
+
+
+def check_matches(path: str, found: Mapping[str, tuple[int, int]], prompts: Sequence[Prompt]) -> int:
+    """How many of the prompts the scan knows.
+
+    Raises:
+        DataError: none.
+    """
+    matched = sum(prompt.prompt_id in found for prompt in prompts)
+    if matched == 0:
+        raise DataError(
+            f"rl.start_from_scan: {path}: none of its {len(found)} prompts is among the {len(prompts)} of "
+            "data.prompts; scan those that RL trains on (an edited prompt is another prompt)"
+        )
+    return matched
+
+
+def observe_scan(sampler: PromptSampler, found: Mapping[str, tuple[int, int]], group_size: int) -> None:
+    """Gives a scan's outcomes to a sampler as groups of version 0.
+
+    Groups have the size of RL's own, and outcomes are in random order: which of the samples solved is not known.
+    """
+    rng = np.random.default_rng(0)
+    for row, prompt in enumerate(sampler.prompts if found else ()):
+        samples, solved = found.get(prompt.prompt_id, (0, 0))
+        outcomes = rng.permutation(np.arange(samples) < solved).tolist()
+        for start in range(0, samples, group_size):
+            sampler.observe(row, outcomes[start : start + group_size], 0)

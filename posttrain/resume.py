@@ -1,0 +1,54 @@
+"""What a resumed RL run takes up: the draws that were pending at its checkpoint, and the groups of those that had one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from curricula.instructions import InstructionPools
+from curricula.sampler import PromptSampler
+from posttrain.ledger import DrawRow
+from posttrain.rl_state import RLState
+from posttrain.slots import Draw
+from rollouts.recorder import read_groups
+from rollouts.types import RolloutGroup
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The pending draws in draw order, each with its group if it was admitted; and those whose prompts are gone."""
+
+    draws: list[tuple[Draw, RolloutGroup | None]]
+    removed: list[DrawRow]
+
+    @property
+    def admitted(self) -> int:
+        """How many have a group."""
+        return sum(group is not None for _, group in self.draws)
+
+
+def pending_draws(state: RLState, sampler: PromptSampler, instructions: InstructionPools, folder: Path) -> Pending:
+    """The draws that were pending at a checkpoint.
+
+    Args:
+        state: of the checkpoint.
+        sampler: of the prompts as they are now.
+        instructions: under which draws are asked.
+        folder: of the shards.
+    """
+    rows = {prompt.prompt_id: row for row, prompt in enumerate(sampler.prompts)} if state.watermark.pending else {}
+    draws: dict[int, Draw] = {}
+    removed, admitted = [], {}
+    for was in state.watermark.pending:
+        row = rows.get(was.prompt_id)
+        if row is None:
+            removed.append(was)
+            continue
+        prompt = instructions.for_draw(sampler.prompts[row], was.draw_id)
+        draws[was.draw_id] = Draw(was.draw_id, row, prompt, was.version)
+        if was.state == "admitted":
+            admitted[was.draw_id] = prompt
+    groups = read_groups([folder / name for name in state.shards], admitted)
+    return Pending(
+        [(draw, groups[draw_id] if draw_id in admitted else None) for draw_id, draw in draws.items()], removed
+    )

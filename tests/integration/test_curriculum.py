@@ -1,0 +1,85 @@
+"""A scan of prompts with a real engine, and RL that starts from it, under pools of instructions."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+from pyarrow.parquet import read_table
+
+from curricula.buckets import BUCKETS, bucket_of
+from curricula.instructions import load_instructions
+from posttrain.config import resolve_data
+from posttrain.curriculum_log import read_snapshots
+from tests.integration.commands import SMALL, Ended, posttrain
+
+WORDS = ["tiny", "--run", "r", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def cwd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("curriculum")
+
+
+@pytest.fixture(scope="module")
+def scanned(cwd: Path) -> Ended:
+    """`posttrain passk` of the base model, on more prompts than an engine is given at a time."""
+    return posttrain("passk", *WORDS, "--samples", "4", "--k", "1,4", "data.prompts.limit=90", cwd=cwd)
+
+
+def test_a_scan_has_a_row_for_each_prompt(scanned: Ended, cwd: Path) -> None:
+    assert Path(scanned.out.strip()) == cwd / "r/passk.parquet"
+    rows = read_table(cwd / "r/passk.parquet").to_pylist()
+    assert len({row["prompt_id"] for row in rows}) == len(rows) == 90
+    assert {row["capability"] for row in rows} == {"math", "reasoning", "code"}
+    assert {row["source"] for row in rows} == {"rl.jsonl"}
+    for row in rows:
+        assert row["samples"] == 4
+        assert row["pass_rate"] == row["solved"] / 4
+        assert row["bucket"] == bucket_of(row["pass_rate"])
+    rate = sum(row["pass_rate"] for row in rows) / 90
+    assert 0.1 < rate < 0.7  # the base solves some
+    assert f"{rate:.3f}" in scanned.err  # pass@1 of all
+    for word in ("passk: 360 of 360 sample", "pass@4", *BUCKETS, "tiny/world/base"):
+        assert word in scanned.err
+
+
+def test_a_second_scan_does_not_write_over_the_first(scanned: Ended, cwd: Path) -> None:
+    before = (cwd / "r/passk.parquet").read_bytes()
+    ended = posttrain("passk", *WORDS, cwd=cwd, code=2)
+    assert ended.line().endswith("r/passk.parquet: exists already, and is not written over; name another file with "
+                                 "--out, or remove it")  # fmt: skip
+    assert (cwd / "r/passk.parquet").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def trained(scanned: Ended, cwd: Path) -> Ended:
+    """RL from that scan, on a few prompts more, asked under the tiny world's instructions."""
+    words = ["rl.start_from_scan=r/passk.parquet", "data.instructions.path=tiny:instructions"]
+    return posttrain("rl", *WORDS, *words, "rl.steps=2", "data.prompts.limit=100", cwd=cwd)
+
+
+def test_rl_starts_from_a_scan(trained: Ended) -> None:
+    assert "r/passk.parquet: pass rates of 90 of 100 prompts; the others start unseen" in trained.err
+
+
+def test_a_draw_is_asked_under_a_trained_instruction_and_recorded_with_it(trained: Ended, cwd: Path) -> None:
+    pools = load_instructions(resolve_data("tiny:instructions"))
+    texts = {(name, each.instruction_id): each.text for name, pool in pools.items() for each in pool if each.train}
+    rows = [row for path in (cwd / "r/rl/rollouts").iterdir() for row in read_table(path).to_pylist()]
+    assert {sum(row["draw_id"] == draw_id for row in rows) for draw_id in {row["draw_id"] for row in rows}} == {4}
+    for row in rows:
+        system, *_ = json.loads(row["messages"])
+        assert system == {"role": "system", "content": texts[row["capability"], row["instruction"]]}
+    assert len({row["instruction"] for row in rows}) > 3
+    with sqlite3.connect(cwd / "r/ledger.db") as ledger:
+        drawn = dict(ledger.execute("SELECT draw_id, instruction FROM draws").fetchall())
+    assert {row["draw_id"]: row["instruction"] for row in rows}.items() <= drawn.items()
+    assert None not in drawn.values()
+
+
+def test_rl_records_and_draws_its_curriculum(trained: Ended, cwd: Path) -> None:
+    rows = read_snapshots(cwd / "r/rl/curriculum.jsonl")
+    assert [row.version for row in rows] == [1, 2]
+    assert rows[0].buckets["unseen"] < 10  # 90 were scanned
+    assert "after step 2: " in (cwd / "r/rl/curriculum.svg").read_text()

@@ -1,0 +1,107 @@
+"""The prompts of a run, under the instructions that the configuration names."""
+
+import pytest
+
+from curricula.instructions import Instruction
+from posttrain import data
+from posttrain.config import Config, load_config, resolve_model
+from rollouts.errors import ConfigError
+from rollouts.renderer import Renderer
+
+POOLS = """data.instructions.pools={math: [
+    {id: short, text: 'End with So:.', format: ['So:', '']},
+    {id: long, text: 'Think of it for as long as you like and end with Answer:.'},
+    {id: other, text: 'Finish with Done: after all that you have to say, and there may be very much.', train: false},
+]}"""
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    return Renderer(resolve_model("tiny:base"))
+
+
+def config(*overrides: str) -> Config:
+    return load_config("tiny", ["data.prompts.limit=60", "data.heldout.limit=60", *overrides])
+
+
+def test_pools_of_the_configuration() -> None:
+    pools = data.instructions(config(POOLS.replace("\n", " ")))
+    assert pools.of("math") == [
+        Instruction("short", "End with So:.", ("So:", "")),
+        Instruction("long", "Think of it for as long as you like and end with Answer:."),
+        Instruction(
+            "other", "Finish with Done: after all that you have to say, and there may be very much.", train=False
+        ),
+    ]
+    assert [each.instruction_id for each in pools.of("math", trained=True)] == ["short", "long"]
+    assert data.instructions(config()).capabilities == []
+    assert data.instructions(config("data.instructions.path=tiny:instructions")).capabilities == [
+        "math", "reasoning", "code",
+    ]  # fmt: skip
+
+
+def test_held_out_prompts_are_asked_under_a_pool_and_others_only_when_they_are_drawn(renderer: Renderer) -> None:
+    settings = config(POOLS.replace("\n", " "))
+    plain = {name: data.prompts(config(), name, renderer, 96, print) for name in ("prompts", "heldout")}
+    assert data.prompts(settings, "prompts", renderer, 96, print) == plain["prompts"]
+    heldout = data.prompts(settings, "heldout", renderer, 96, print)
+    assert [prompt.prompt_id for prompt in heldout] == [prompt.prompt_id for prompt in plain["heldout"]]
+    for before, now in zip(plain["heldout"], heldout, strict=True):
+        if now.capability != "math":
+            assert now == before
+            continue
+        assert now.instruction in ("short", "long", "other")
+        assert now.instruction_trained == (now.instruction != "other")
+        assert now.messages[1:] == before.messages[1:]
+
+
+def test_a_prompt_has_to_fit_under_the_longest_instruction_that_is_trained(renderer: Renderer) -> None:
+    settings = config(POOLS.replace("\n", " "))
+    asked = data.instructions(settings).of("math")
+    longest = [max(len(renderer.prompt_tokens(each.ask(prompt).messages)) for each in asked[:2])
+               for prompt in data.prompts(settings, "prompts", renderer, 96, print)
+               if prompt.capability == "math"]  # fmt: skip
+    room = sorted(longest)[len(longest) // 2]
+    said: list[str] = []
+    tight = settings.model_copy(update={"max_model_len": 96 + room})
+    left = [p for p in data.prompts(tight, "prompts", renderer, 96, said.append) if p.capability == "math"]
+    assert len(left) == sum(length <= room for length in longest) < len(longest)
+    gone = 60 - len(data.prompts(tight, "prompts", renderer, 96, print))
+    assert said == [f"tiny:rl: left out {gone} of 60 prompts longer than {room} tokens"]
+
+
+def test_a_pool_of_a_capability_that_no_prompt_has_is_told(renderer: Renderer) -> None:
+    said: list[str] = []
+    settings = config("data.instructions.pools={maths: [{id: a, text: Answer.}]}")
+    data.prompts(settings, "prompts", renderer, 96, said.append)
+    assert said == ["data.instructions: no prompt of data.prompts has the capability maths"]
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("{math: [{id: a, txt: b}]}", "data.instructions.pools.math.0.txt: unknown key; did you mean 'text'?"),
+        (
+            "{math: [{id: a, text: b, format: [x]}]}",
+            'data.instructions.pools.math.0.format: ["x"]: expected the two texts [left, right]',
+        ),
+        (
+            "{math: [{id: a, text: b}, {id: a, text: c}]}",
+            "data.instructions.pools.math.1.id: 'a': is in the pool already",
+        ),
+        (
+            "{math: [{id: a, text: b, train: false}]}",
+            '.pools.math: ["a"]: no instruction but held-out ones (train: false); expected one to train with',
+        ),
+        ("{math: [{id: a}]}", "data.instructions.pools.math.0.text: is not set, and has no default"),
+    ],
+)
+def test_a_mistake_in_a_pool_is_one_line(value: str, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config(f"data.instructions.pools={value}")
+    assert str(error.value).endswith(line)
+
+
+def test_a_file_and_pools_are_one_too_many() -> None:
+    with pytest.raises(ConfigError, match=r"data\.instructions\.path is set too; keep one of the two"):
+        config("data.instructions.path=tiny:instructions", "data.instructions.pools={math: [{id: a, text: b}]}")
