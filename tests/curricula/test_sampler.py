@@ -124,7 +124,7 @@ def test_pools_are_drawn_in_their_shares() -> None:
 @pytest.mark.parametrize("name", ["skewed", "broad"])
 def test_most_of_the_drawn_groups_are_mixed(name: str) -> None:
     """A small form of `make bench NAME=selection`."""
-    size = {"prompts": 600, "versions": 40, "groups": 24}
+    size = {"prompts": 600, "versions": 100, "groups": 24}
     found = {selection: simulate(selection, name, 3, **size)["mixed"] for selection in ("uniform", "signal")}
     assert found["signal"] > 0.7
     assert found["uniform"] < (0.15 if name == "skewed" else 0.78)
@@ -133,7 +133,7 @@ def test_most_of_the_drawn_groups_are_mixed(name: str) -> None:
 def test_buckets_with_hysteresis() -> None:
     sampler = PromptSampler(prompts(math=60), "signal", 8, 0)
     for row in range(6):
-        teach(sampler, row, [(0, 1, 4, 6, 8, 7)[row]] * 6)
+        teach(sampler, row, [(0, 1, 4, 6, 8, 7)[row]] * 12)
     bucket_P = signal(sampler).bucket_P
     assert bucket_P[:7].tolist() == [UNSOLVED, HARD, MEDIUM, MEDIUM, SOLVED, EASY, UNSEEN]
     for row, edge in ((10, 0.28), (11, 0.32), (12, 0.28), (13, 0.32)):  # within the margin around 0.3
