@@ -1,4 +1,4 @@
-"""What a resumed RL run takes up: the draws that were pending at its checkpoint, and the groups of those that had one."""
+"""What a resumed RL run takes up: the draws that were pending at its checkpoint, with the groups of those judged."""
 
 from __future__ import annotations
 
@@ -49,6 +49,4 @@ def pending_draws(state: RLState, sampler: PromptSampler, instructions: Instruct
         if was.state == "admitted":
             admitted[was.draw_id] = prompt
     groups = read_groups([folder / name for name in state.shards], admitted)
-    return Pending(
-        [(draw, groups[draw_id] if draw_id in admitted else None) for draw_id, draw in draws.items()], removed
-    )
+    return Pending([(draw, groups.get(draw_id)) for draw_id, draw in draws.items()], removed)

@@ -8,8 +8,8 @@ from curricula.instructions import Instruction, InstructionPools
 from posttrain.config import load_config
 from posttrain.dpo import _recorded
 from posttrain.rundir import RunDir
-from rollouts.recorder import write_shard
 from rollouts.types import Prompt, Rollout, RolloutGroup
+from tests.posttrain.lineages import write_checkpoint, write_shards
 
 PROMPT = Prompt("p", ({"role": "user", "content": "47+38"},), "math", answer="85", instruction="own")
 ARROW = Instruction("arrow", "Mark it with =>.", ("=>", ""))
@@ -18,9 +18,8 @@ ARROW = Instruction("arrow", "Mark it with =>.", ("=>", ""))
 def recorded(tmp_path: Path, pools: InstructionPools) -> list[tuple[int, Prompt]]:
     rollout = Rollout([5], [True], [-1.0], [(0, 1, 3)], "stop", "=> 85", 1.0, True)
     groups = [RolloutGroup(draw, prompt, [1], [rollout]) for draw, prompt in enumerate([ARROW.ask(PROMPT), PROMPT])]
-    write_shard(tmp_path / "rl/rollouts/a.parquet", groups)
     run = RunDir(tmp_path / "r", load_config("tiny"))
-    (tmp_path / "rl").rename(run.path / "rl")
+    write_checkpoint(run.path, 1, write_shards(run.path, groups))
     return [(sample.draw_id, sample.prompt) for sample in _recorded(run, {"p": PROMPT}, pools)]
 
 
