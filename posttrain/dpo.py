@@ -122,7 +122,7 @@ def _recorded(rundir: RunDir, prompts: dict[str, Prompt], pools: InstructionPool
 
     def asked(row: dict[str, Any]) -> Prompt | None:
         prompt = prompts[row["prompt_id"]]
-        return pools.as_drawn(prompt, row.get("instruction", prompt.instruction))  # older shards do not say
+        return pools.as_drawn(prompt, row["instruction"])
 
     rows = [row for row in read_shards(shards(rundir.path)[-NEWEST_SHARDS:]) if row["prompt_id"] in prompts]
     newest = max((row["last_version"] for row in rows), default=0)

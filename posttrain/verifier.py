@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from judges.scorer import load_scorer
@@ -37,7 +38,7 @@ class Verifier:
         self._judged.append(group)
         return Judged.of(draw, group), group
 
-    def write_shard(self, path: str, under_way: set[int]) -> int:
+    def write_shard(self, path: str, under_way: Collection[int] = ()) -> int:
         """Writes what was judged since the last shard, but the draws that the controller still counts as under way:
         a resume would make those again, and no draw is to be recorded twice.
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from curricula.instructions import Instruction, InstructionPools
 from posttrain.config import load_config
 from posttrain.dpo import _recorded
@@ -29,11 +27,3 @@ def test_rollouts_are_mined_under_the_instruction_that_they_were_asked_under(tmp
 
 def test_rollouts_of_an_instruction_that_is_gone_are_left_out(tmp_path: Path) -> None:
     assert recorded(tmp_path, InstructionPools()) == [(1, PROMPT)]
-
-
-def test_shards_without_the_column_are_of_the_prompts_own_instruction(tmp_path: Path) -> None:
-    recorded(tmp_path, InstructionPools())
-    shard = tmp_path / "r/rl/rollouts/a.parquet"
-    pq.write_table(pq.read_table(shard).drop_columns(["instruction"]), shard)
-    found = _recorded(RunDir(tmp_path / "r", load_config("tiny")), {"p": PROMPT}, InstructionPools())
-    assert [sample.prompt for sample in found] == [PROMPT, PROMPT]
