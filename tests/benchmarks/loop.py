@@ -15,7 +15,7 @@ from curricula.sampler import PromptSampler
 from posttrain import data
 from posttrain.cluster import Cluster
 from posttrain.config import Config, RLConfig, resolve_model
-from posttrain.ledger import Ledger
+from posttrain.ledger import Ledger, Watermark
 from posttrain.progress import say
 from posttrain.rl import Controller, Step
 from posttrain.slots import Draw, Judged
@@ -101,6 +101,7 @@ class Loop:
         self.workers.draws, self.workers.batches = [], []
         self._windows += 1
         ledger = Ledger(Path(self._folder.name) / f"{self._windows}.db")
+        ledger.begin(0, Watermark())
         settings = rl.model_copy(update={"steps": version + warm_up + steps})
         controller = Controller(settings, sampler, self.workers, ledger, version)
         done: list[tuple[float, float, Step]] = []
