@@ -17,8 +17,8 @@ from posttrain import data
 from posttrain.cluster import Cluster, GeneratorPool, answer, run
 from posttrain.config import Config, resolve_model
 from posttrain.curriculum_log import NAME as CURRICULUM
-from posttrain.curriculum_log import CurriculumLog, read_snapshots
-from posttrain.curriculum_plots import plot_curriculum
+from posttrain.curriculum_log import CurriculumLog
+from posttrain.curriculum_plots import draw_curriculum
 from posttrain.evaluate import evaluate
 from posttrain.interrupt import Stopped, on_interrupt
 from posttrain.ledger import Ledger, Watermark
@@ -121,6 +121,8 @@ class RLStage:
         self.log = MetricsLog(rundir.path, config.metrics, "rl")
         self.agreed: int | None = None  # the last version at which engines and trainer were compared
         self._evaluation: asyncio.Task[None] | None = None
+        self._drawing: asyncio.Task[None] | None = None  # of the curriculum
+        self._drawn = 0  # the version at which that began
 
     async def run(self, prompts: list[Any], heldout: list[Any], known: Mapping[str, tuple[int, int]]) -> Path:
         """Trains, with a checkpoint every so often and at the end, whatever ends it but an error.
@@ -181,6 +183,7 @@ class RLStage:
         newest = self.rundir.newest("rl")
         if newest is None or int(newest.name.removeprefix("step-")) != self.controller.version:
             newest = await self._checkpoint(self.controller.version)
+        await self._drawing_done()
         write_json(self.folder / "summary.json", asdict(await self._summary()))
         self.ledger.close()
         self.curriculum.close()
@@ -285,8 +288,22 @@ class RLStage:
             await self.workers.trainer.save(str(directory))
             self.sampler.save(directory)
             state.write(directory)
-        plot_curriculum(read_snapshots(self.curriculum.path), self.folder / "curriculum.svg", self.rundir.path.name)
+        if self._drawing is None or self._drawing.done():
+            self._draw(version)
         return self.rundir.checkpoints("rl")[-1]
+
+    def _draw(self, version: int) -> None:
+        """Draws the curriculum in a thread, while the loop goes on."""
+        self._drawn = version
+        self._drawing = asyncio.ensure_future(asyncio.to_thread(draw_curriculum, self.folder, self.rundir.path.name))
+
+    async def _drawing_done(self) -> None:
+        """Waits for the drawing, and for another where the last checkpoint came while it was under way."""
+        if self._drawing is not None:
+            await self._drawing
+            if self._drawn < self.controller.version:
+                self._draw(self.controller.version)
+                await self._drawing
 
     async def _summary(self) -> RLSummary:
         seconds = time.monotonic() - self.started

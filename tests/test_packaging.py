@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 import posttrain
 
 ROOT = Path(__file__).parent.parent
-ENGINES = ["torch", "ray", "vllm", "transformers", "trl", "datasets"]
+ENGINES = ["torch", "ray", "vllm", "transformers", "trl", "datasets", "matplotlib"]
 
 
 def project() -> dict:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from posttrain.audit import audit
 from posttrain.curriculum_log import read_snapshots
@@ -134,9 +135,9 @@ def test_the_curriculum_is_recorded_over_both_attempts(resumed: Resumed) -> None
     assert [row.version for row in rows] == list(range(1, last + 1))
     assert {sum(row.trained.values()) for row in rows} == {6}
     assert all(0 <= row.mixed <= row.drawn for row in rows)
-    page = (folder / "curriculum.svg").read_text()
-    assert "Curriculum of r<" in page
-    assert f"after step {last}: " in page
+    with Image.open(folder / "curriculum.png") as page:
+        assert page.info["Title"] == "Curriculum of r"
+        assert page.info["Description"].startswith(f"after step {last}: ")
 
 
 def test_a_killed_generator_is_replaced(resumed: Resumed) -> None:

@@ -1,20 +1,23 @@
 """The snapshots of a run in its file, over attempts, and the page that is drawn from them."""
 
-import re
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from PIL import Image
 
 from curricula.snapshot import CurriculumSnapshot
 from posttrain.curriculum_log import CurriculumLog, read_snapshots
-from posttrain.curriculum_plots import plot_curriculum, windows
-from posttrain.svg import Figure, Panel, shade, ticks
+from posttrain.curriculum_plots import curriculum_figure, draw_curriculum, plot_curriculum, windows
 from tests.posttrain.simulation import Run, SimulatedWorkers, make_prompts, make_run, mixing
-
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 def simulated(tmp_path: Path, version: int = 0, steps: int = 6) -> tuple[Run, CurriculumLog]:
@@ -89,91 +92,149 @@ def snapshot(version: int, **changes: object) -> CurriculumSnapshot:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def draw(tmp_path: Path, rows: Sequence[CurriculumSnapshot], run: str = "demo") -> ET.Element:
-    plot_curriculum(rows, tmp_path / "c.svg", run)
-    assert [path.name for path in tmp_path.iterdir()] == ["c.svg"]
-    return ET.parse(tmp_path / "c.svg").getroot()
+def panels(rows: Sequence[CurriculumSnapshot], run: str = "demo") -> list[Axes]:
+    return curriculum_figure(rows, run).axes
 
 
-def panels(root: ET.Element) -> list[ET.Element]:
-    return root.findall(f"{SVG}g")
+def entries(panel: Axes) -> list[str]:
+    """Of the legend, from its top."""
+    legend = panel.get_legend()
+    return [] if legend is None else [text.get_text() for text in legend.get_texts()]
 
 
-def texts(element: ET.Element) -> list[str]:
-    return [found.text or "" for found in element.iter(f"{SVG}text")]
+def areas(panel: Axes) -> dict[str, list[tuple[float, float]]]:
+    """Lowest and highest edge of each area, by its colour."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for area in panel.collections:
+        ys = area.get_paths()[0].vertices[:, 1]
+        found.setdefault(to_hex(area.get_facecolor()[0]), []).append((ys.min(), ys.max()))
+    return found
 
 
-def heights(panel: ET.Element, colour: str) -> list[float]:
-    """Of the areas of a colour, as shares of the panel's height: lowest and highest edge."""
-    found = [each for each in panel.iter(f"{SVG}polygon") if each.get("fill") == colour]
-    (area,) = found
-    ys = [float(point.split(",")[1]) for point in (area.get("points") or "").split()]
-    (axis,) = [line for line in panel.findall(f"{SVG}polyline") if len((line.get("points") or "").split()) == 3]
-    bottom = float((axis.get("points") or "").split()[1].split(",")[1])
-    return [(bottom - max(ys)) / Panel.HEIGHT, (bottom - min(ys)) / Panel.HEIGHT]
+def test_the_page_has_titles_axes_and_legends() -> None:
+    figure = curriculum_figure([snapshot(version) for version in range(1, 21)], "a <b> & $c$")
+    assert figure.get_suptitle() == "Curriculum of a <b> & $c$\nafter step 20: 5 of 15 prompts seen"
+    assert [panel.get_title() for panel in figure.axes] == [
+        "Pass rates of the prompts seen", "Hardness band", "Prompts seen, by bucket",
+        "Prompts that changed their bucket", "Groups trained, by capability", "Groups drawn whose outcomes are mixed",
+    ]  # fmt: skip
+    assert [panel.get_ylabel() for panel in figure.axes] == [
+        "pass rate (posterior mean)", "pass rate (share of rollouts)", "prompts",
+        "prompts per step\n(below 0: to a harder bucket)", "groups of a batch", "share of the groups drawn",
+    ]  # fmt: skip
+    assert {panel.get_xlabel() for panel in figure.axes} == {"train step"}
+    assert {panel.get_xlim() for panel in figure.axes} == {(0, 20)}
+    rates, band, buckets, moves, quotas, mixed = figure.axes
+    (scale,) = rates.child_axes
+    assert scale.get_ylabel() == "share of the prompts seen"
+    assert entries(band) == ["groups drawn", "band aimed at"]
+    assert entries(buckets) == entries(moves) == ["solved", "easy", "medium", "hard", "unsolved"]
+    assert entries(quotas) == ["quotas asked", "code", "math"]
+    assert entries(mixed) == []
 
 
-def test_the_page_has_titles_axes_and_legends(tmp_path: Path) -> None:
-    root = draw(tmp_path, [snapshot(version) for version in range(1, 21)], run="a <b> & c")
-    assert "Curriculum of a <b> & c" in texts(root)
-    assert "after step 20: 5 of 15 prompts seen" in texts(root)
-    assert len(panels(root)) == 6
-    assert all("train step" in texts(panel) for panel in panels(root))
-    rates, band, buckets, moves, quotas, mixed = panels(root)
-    assert "80 % of the prompts seen" in texts(rates)
-    assert {"band aimed at", "pass rate"} <= set(texts(band))
-    assert {"unsolved", "hard", "medium", "easy", "solved", "prompts"} <= set(texts(buckets))
-    assert "to medium" in texts(moves)
-    assert {"math", "code", "groups of a batch"} <= set(texts(quotas))
-    assert "share of the groups drawn" in texts(mixed)
+@pytest.mark.parametrize("capabilities", [2, 12])
+def test_legends_lie_beside_their_panels_and_on_the_page(capabilities: int) -> None:
+    asked = {f"{index}-capability-with-a-long-name-{index}": 2 for index in range(capabilities)}
+    figure = curriculum_figure([snapshot(version, asked=asked, trained=asked) for version in range(1, 21)], "demo")
+    figure.draw_without_rendering()
+    legends = [(panel, panel.get_legend().get_window_extent()) for panel in figure.axes if panel.get_legend()]
+    assert len(legends) == 4
+    for panel, box in legends:
+        assert box.x0 >= panel.bbox.x1
+        assert not any(box.overlaps(other.bbox) for other in figure.axes)
+        assert box.x1 <= figure.bbox.x1
+        assert box.y0 >= figure.bbox.y0
 
 
-def test_what_is_drawn_is_what_the_snapshots_say(tmp_path: Path) -> None:
-    root = draw(tmp_path, [snapshot(version) for version in range(1, 21)])
-    rates, band, buckets, moves, quotas, mixed = panels(root)
-    cells = [found.text for found in rates.iter(f"{SVG}title")]
-    assert cells[:10] == ["step 1: 80% of the prompts seen", *["step 1: 0% of the prompts seen"] * 8,
-                          "step 1: 20% of the prompts seen"]  # fmt: skip
-    assert heights(band, "#f3cfb3") == pytest.approx([0.2, 0.5], abs=1e-3)
-    assert heights(buckets, "#21918c") == pytest.approx([2 / 5, 4 / 5], abs=1e-3)  # medium, on unsolved and hard
-    assert heights(quotas, "#0072b2") == pytest.approx([0, 0.5], abs=1e-3)  # math: 2 of 4 trained
-    (dashed, _) = [line for line in quotas.iter(f"{SVG}polyline") if line.get("stroke-dasharray")]
-    y = {float(point.split(",")[1]) for point in (dashed.get("points") or "").split()}
-    axis = max(float(point.split(",")[1]) for line in quotas.findall(f"{SVG}polyline")[-1:]
-               for point in (line.get("points") or "").split())  # fmt: skip
-    assert (axis - y.pop()) / Panel.HEIGHT == pytest.approx(0.75, abs=1e-3)  # 3 of 4 asked
-    assert not y
-    # a hint on each bar; first sightings are no moves
-    assert {found.text for found in moves.iter(f"{SVG}title")} == {"2 to medium", "1 to medium"}
-    (line,) = [line for line in mixed.iter(f"{SVG}polyline") if line.get("stroke") == "#0072b2"]
-    assert len({point.split(",")[1] for point in (line.get("points") or "").split()}) == 1
+def test_what_is_drawn_is_what_the_snapshots_say() -> None:
+    rates, band, buckets, moves, quotas, mixed = panels([snapshot(version) for version in range(1, 21)])
+    (mesh,) = rates.collections
+    assert mesh.get_array()[:, 0].tolist() == [0.8, *[0] * 8, 0.2]
+    assert areas(band)["#f3cfb3"] == [(0.2, 0.5)]
+    assert set(band.lines[0].get_ydata()) == {0.4}
+    assert areas(buckets)["#21918c"] == [(2, 4)]  # medium, on unsolved and hard
+    assert areas(quotas)["#0072b2"] == [(0, 2)]  # math is trained on 2 groups
+    assert [(set(line.get_ydata()), line.get_linestyle()) for line in quotas.lines] == [({3}, "--"), ({4}, "--")]
+    bars = {(bar.get_y(), bar.get_height(), to_hex(bar.get_facecolor())) for bar in moves.patches if bar.get_height()}
+    assert bars == {(0, 2, "#21918c"), (0, -1, "#21918c")}  # to medium, from both sides; first sightings are no moves
+    assert mixed.lines[0].get_ydata() == pytest.approx([0.7] * 22)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 1000])
-def test_any_length_of_a_run(tmp_path: Path, count: int) -> None:
-    root = draw(tmp_path, [snapshot(version) for version in range(1, count + 1)])
-    numbers = re.findall(r"nan|inf", ET.tostring(root, encoding="unicode"))
-    assert numbers == []
-    assert len(panels(root)) == 6
-    assert len(list(panels(root)[0].iter(f"{SVG}rect"))) <= 11 + 10 * min(count, 90)
+def test_any_length_of_a_run(count: int) -> None:
+    rates, band, _, _, quotas, mixed = panels([snapshot(version) for version in range(1, count + 1)])
+    assert rates.collections[0].get_array().shape == (10, min(count, 90))
+    for line in (*band.lines, *quotas.lines, *mixed.lines):
+        assert np.isfinite(line.get_xydata()).all()
+        assert (line.get_xdata()[0], line.get_xdata()[-1]) == (0, count)
+        assert len(line.get_xdata()) <= 60
+    assert {len(line.get_xdata()) for line in mixed.lines} == {min(count, 30) + 2}
 
 
-def test_a_run_without_band_moves_or_draws(tmp_path: Path) -> None:
+def test_a_run_without_band_moves_or_draws() -> None:
     rows = [snapshot(1, band=None, moved={}, drawn=0, mixed=0, solve_rate=None, histogram=[0] * 10)]
-    _, band, _, moves, *_ = panels(draw(tmp_path, rows))
-    assert "band aimed at" not in texts(band)
-    assert "none did" in texts(moves)
+    _, band, _, moves, *_ = panels(rows)
+    assert entries(band) == ["groups drawn"]
+    assert [text.get_text() for text in moves.texts] == ["none did"]
 
 
-def test_many_capabilities_share_the_last_colour(tmp_path: Path) -> None:
+def test_many_capabilities_share_the_last_colour() -> None:
     asked = {f"capability-with-a-long-name-{index}": 2 for index in range(12)}
-    quotas = panels(draw(tmp_path, [snapshot(1, asked=asked, trained=asked)]))[4]
-    assert texts(quotas)[-8:] == [*["capability-wi…"] * 7, "others"]
-    assert heights(quotas, "#999999") == pytest.approx([14 / 24, 1], abs=1e-3)
+    quotas = panels([snapshot(1, asked=asked, trained=asked)])[4]
+    assert entries(quotas) == ["quotas asked", "others", *(f"capabilit…ong-name-{index}" for index in range(6, -1, -1))]
+    assert areas(quotas)["#999999"] == [(14, 24)]
+
+
+def test_names_of_capabilities_stand_as_they_are() -> None:
+    asked = {"$x$ _y": 1, "_hidden": 1}
+    quotas = panels([snapshot(1, asked=asked, trained=asked)])[4]
+    assert entries(quotas)[1:] == ["_hidden", "$x$ _y"]
+    assert not any(text.get_parse_math() for text in quotas.get_legend().get_texts())
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_the_page_is_written_whole_and_nothing_beside_it(tmp_path: Path, count: int) -> None:
+    plot_curriculum([snapshot(version) for version in range(1, count + 1)], tmp_path / "c.png", "a <b> & $c$")
+    assert [path.name for path in tmp_path.iterdir()] == ["c.png"]
+    with Image.open(tmp_path / "c.png") as page:
+        assert (page.format, page.size) == ("PNG", (1560, 1440))
+        assert page.info["Title"] == "Curriculum of a <b> & $c$"
+        assert page.info["Description"] == f"after step {count}: 5 of 15 prompts seen"
+        colours = {colour for _, colour in page.convert("RGB").getcolors(1 << 24)}
+    assert {(0x21, 0x91, 0x8C), (0x00, 0x72, 0xB2), (0xF3, 0xCF, 0xB3)} <= colours
+
+
+def test_a_first_drawing_leaves_the_home_directory_alone(tmp_path: Path) -> None:
+    home, folder = tmp_path / "home", tmp_path / "rl"
+    home.mkdir()
+    folder.mkdir()
+    (folder / "curriculum.jsonl").write_text(json.dumps(asdict(snapshot(1))) + "\n")
+    code = "import sys; from pathlib import Path; from posttrain.curriculum_plots import draw_curriculum\n"
+    code += "assert 'matplotlib' not in sys.modules; draw_curriculum(Path(sys.argv[1]), 'demo')"
+    kept = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR" and not name.startswith("XDG_")}
+    environment = {**kept, "HOME": str(home)}
+    words = [sys.executable, "-c", code, folder]
+    ended = subprocess.run(words, check=False, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
+    assert list(home.iterdir()) == []
+    assert {path.name for path in folder.iterdir()} == {"curriculum.jsonl", "curriculum.png"}
+
+
+def test_what_cannot_be_drawn_is_a_line_and_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "curriculum.jsonl").write_text("no JSON\n")
+    draw_curriculum(tmp_path, "demo")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path / 'curriculum.png'} was not drawn: JSONDecodeError: ")
+    (tmp_path / "curriculum.jsonl").write_text(json.dumps(asdict(snapshot(1))) + "\n")
+    (tmp_path / "curriculum.png").mkdir()
+    draw_curriculum(tmp_path, "demo")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was not drawn: IsADirectoryError: " in line
 
 
 def test_no_snapshots_draw_nothing(tmp_path: Path) -> None:
-    plot_curriculum([], tmp_path / "c.svg", "demo")
+    draw_curriculum(tmp_path, "demo")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -183,37 +244,3 @@ def test_windows_are_of_nearly_the_same_length_and_cover_all() -> None:
     assert [row for part in parts for row in part] == rows
     assert (len(parts), {len(part) for part in parts}) == (30, {3, 4})
     assert windows(rows[:3], 30) == [[row] for row in rows[:3]]
-
-
-# -------------------------------------------------------------------------------------------------------------- SVG
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0, 225, [0, 50, 100, 150, 200]),
-        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (0, 60_000, [0, 10_000, 20_000, 30_000, 40_000, 50_000, 60_000]),
-        (-7.5, 9.6, [-5, 0, 5]),
-        (3, 4, [3, 3.2, 3.4, 3.6, 3.8, 4]),
-        (0, 0.013, [0, 0.005, 0.01]),
-    ],
-)
-def test_ticks(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(low, high) == pytest.approx(expected)
-
-
-def test_shades_go_from_light_to_dark() -> None:
-    assert (shade(0), shade(1)) == ("#f1f6fb", "#08306b")
-    blues = [int(shade(step / 10)[1:3], 16) for step in range(11)]
-    assert blues == sorted(blues, reverse=True)
-
-
-def test_a_box_lies_where_its_data_is() -> None:
-    panel = Figure("t", "s", 1).panel("p", "x", "y", (0, 10), (0, 4))
-    panel.box((5, 10), (1, 3), "#123456", "a hint")
-    (box,) = [found for found in panel._inside if found.get("fill") == "#123456"]
-    assert float(box.get("width") or 0) == pytest.approx(Panel.WIDTH / 2)
-    assert float(box.get("height") or 0) == pytest.approx(Panel.HEIGHT / 2)
-    assert float(box.get("x") or 0) - panel._left == pytest.approx(Panel.WIDTH / 2)
-    assert float(box.get("y") or 0) - panel._top == pytest.approx(Panel.HEIGHT / 4)
