@@ -67,7 +67,7 @@ def test_tiny():
     assert (config.model, config.judge.model, config.dtype, config.threads) == ("tiny:base", "tiny:judge", "float32", 1)
     assert (config.data.demonstrations.path, config.data.prompts.path) == ("tiny:sft", "tiny:rl")
     assert config.data.heldout.path == "tiny:heldout"
-    assert (config.rl.steps, config.rl.prompts_per_step, config.rl.group_size) == (225, 16, 8)
+    assert (config.rl.steps, config.rl.prompts_per_step, config.rl.group_size) == (165, 16, 8)
     assert (config.rl.learning_rate, config.rl.max_staleness) == (4e-4, 2)
     assert config.rl.sampling.sampling() == Sampling(1.1, 1.0, -1, 96, ())
     assert (config.sft.learning_rate, config.sft.num_train_epochs) == (3e-4, 1.0)
@@ -117,7 +117,7 @@ def test_a_saved_config_loads_again(write):
 
 
 def test_hash_changes_with_any_setting_only():
-    assert config_hash(load_config("tiny")) == config_hash(load_config("tiny", ["rl.steps=225"]))
+    assert config_hash(load_config("tiny")) == config_hash(load_config("tiny", ["rl.steps=165"]))
     assert config_hash(load_config("tiny")) != config_hash(load_config("tiny", ["rl.steps=226"]))
     assert len(config_hash(load_config("tiny"))) == 16
 
