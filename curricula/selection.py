@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from curricula.buckets import EASY_FROM, HARD_BELOW
 from curricula.curriculum import Curriculum
 from curricula.row_sets import NONE, RowSets
 from curricula.stats import StatsTable
@@ -24,7 +25,7 @@ SOFTNESS = 0.1
 """How far outside of the band a pass rate's value falls to exp(-1)."""
 RETIRE, RETURN = 0.2, 0.35
 """A prompt is retired when the chance of a mixed group is below the first, and returns above the second."""
-EDGES = (0.3, 0.8)
+EDGES = (HARD_BELOW, EASY_FROM)
 """Pass rates between hard, medium and easy."""
 MARGIN = 0.05
 """How far past an edge the expected pass rate has to be for a prompt to leave its bucket."""

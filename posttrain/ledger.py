@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from rollouts.errors import ConfigError
+from rollouts.errors import CheckpointError, ConfigError
 
 FORMAT = 2
 _SCHEMA = f"""
+BEGIN;
 CREATE TABLE attempts (
     attempt INTEGER PRIMARY KEY,
     step INTEGER NOT NULL,  -- of the checkpoint that it went on from; 0: none
@@ -44,6 +45,7 @@ CREATE UNIQUE INDEX live ON draws (draw_id) WHERE voided_by IS NULL;
 CREATE INDEX by_prompt ON draws (prompt_id);
 CREATE INDEX by_step ON draws (step);
 PRAGMA user_version = {FORMAT};
+COMMIT;
 """
 
 
@@ -120,7 +122,14 @@ class Ledger:
 
         Returns:
             How many draws are void now, beside those that are taken up again.
+
+        Raises:
+            CheckpointError: the run was continued from an earlier checkpoint since, without this one.
         """
+        for attempt, origin, change in self.attempts():
+            if attempt > watermark.attempt and change < watermark.change:
+                problem = f"was given up when the run went on from step {origin} (attempt {attempt})"
+                raise CheckpointError(f"the checkpoint of step {step} {problem}; choose another one, or a new --run")
         self.attempt += 1
         self._db.execute("INSERT INTO attempts VALUES (?, ?, ?)", (self.attempt, step, watermark.change))
         voided = self._db.execute(

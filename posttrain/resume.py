@@ -10,6 +10,7 @@ from curricula.sampler import PromptSampler
 from posttrain.ledger import DrawRow
 from posttrain.rl_state import RLState
 from posttrain.slots import Draw
+from rollouts.errors import CheckpointError
 from rollouts.recorder import read_groups
 from rollouts.types import RolloutGroup
 
@@ -35,7 +36,13 @@ def pending_draws(state: RLState, sampler: PromptSampler, instructions: Instruct
         sampler: of the prompts as they are now.
         instructions: under which draws are asked.
         folder: of the shards.
+
+    Raises:
+        CheckpointError: a shard that the checkpoint counts on is missing.
     """
+    paths = [folder / name for name in state.shards]
+    if missing := next((path for path in paths if not path.is_file()), None):
+        raise CheckpointError(f"{missing}: missing; the checkpoint counts on it: put it back, or choose another one")
     rows = {prompt.prompt_id: row for row, prompt in enumerate(sampler.prompts)} if state.watermark.pending else {}
     draws: dict[int, Draw] = {}
     removed, admitted = [], {}
@@ -48,5 +55,7 @@ def pending_draws(state: RLState, sampler: PromptSampler, instructions: Instruct
         draws[was.draw_id] = Draw(was.draw_id, row, prompt, was.version)
         if was.state == "admitted":
             admitted[was.draw_id] = prompt
-    groups = read_groups([folder / name for name in state.shards], admitted)
-    return Pending([(draw, groups.get(draw_id)) for draw_id, draw in draws.items()], removed)
+    groups = read_groups(paths, admitted)
+    return Pending(
+        [(draw, groups[draw_id] if draw_id in admitted else None) for draw_id, draw in draws.items()], removed
+    )

@@ -78,15 +78,16 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
         load_dotted(config.environment, "environment")
     load_scorer(config.reward)  # so that a wrong name is told before anything is started
     check_model(parent, config.rl)
-    if checkpoint is not None:
-        RLState.read(checkpoint).check(config, checkpoint)
+    state = RLState.read(checkpoint) if checkpoint else None
+    if checkpoint and state:
+        state.check(config, checkpoint)
     renderer = Renderer(parent)
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
     heldout = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say) if config.rl.eval_every else []
     known = _scan(config, prompts) if checkpoint is None else {}  # a checkpoint's statistics know it already
     rundir.save_config()
     with Cluster.of(config, ROLES["rl"]) as cluster:
-        stage = RLStage(config, rundir, cluster, renderer, parent, checkpoint)
+        stage = RLStage(config, rundir, cluster, renderer, parent, checkpoint, state)
         newest: Path = run(stage.run(prompts, heldout[: config.rl.eval_prompts], known))
         stage.workers.trainer.end()
         return newest
@@ -107,13 +108,20 @@ class RLStage:
     """One attempt at the stage."""
 
     def __init__(
-        self, config: Config, rundir: RunDir, cluster: Cluster, renderer: Renderer, parent: str, checkpoint: Path | None
+        self,
+        config: Config,
+        rundir: RunDir,
+        cluster: Cluster,
+        renderer: Renderer,
+        parent: str,
+        checkpoint: Path | None,
+        state: RLState | None,
     ) -> None:
-        """Starts the workers on the checkpoint to continue from, or on the parent."""
+        """Starts the workers on the checkpoint to continue from, which has the state, or on the parent."""
         self.config, self.rundir, self.parent, self.checkpoint = config, rundir, parent, checkpoint
+        self.state = state
         self.renderer = renderer
         self.folder = rundir.stage("rl")
-        self.state = RLState.read(checkpoint) if checkpoint else None
         start = str(checkpoint or parent)
         self.pool: GeneratorPool = cluster.pool(parent if config.lora else start)
         self.workers = RayWorkers(cluster, self.pool, renderer, start, parent, self.folder)
@@ -143,7 +151,8 @@ class RLStage:
         pools = data.instructions(self.config)
         self.controller = Controller(rl, self.sampler, self.workers, self.ledger, version, pools)
         if self.state:
-            say(f"going on after step {version}: {voided} later draws are void; {self._restore(self.state)}")
+            restored = self._restore(self.state)
+            say(f"going on after step {version}: {voided} later draws are void; {restored}")
         observe_scan(self.sampler, known, rl.group_size)
         self.curriculum = CurriculumLog(self.folder / CURRICULUM, version, self.sampler, self.controller.slots.quotas)
         self.heldout, self.scorer = heldout, load_scorer(self.config.reward)
@@ -163,6 +172,7 @@ class RLStage:
     def _restore(self, state: RLState) -> str:
         """Gives the loop what the checkpoint kept, as far as the prompts are still there; says what that was."""
         assert self.checkpoint is not None
+        self.rundir.give_up_after(self.checkpoint)
         restored = self.sampler.load(self.checkpoint)
         pending = pending_draws(state, self.sampler, self.controller.instructions, self.folder / "rollouts")
         for row in pending.removed:

@@ -208,6 +208,17 @@ class RunDir:
             raise CheckpointError(f"{found}: a checkpoint of stage '{manifest.stage}', not '{stage}'")
         return found
 
+    def give_up_after(self, checkpoint: Path) -> None:
+        """Takes the checkpoints of its stage that are later than the one to go on from out of the way: they keep their
+        files as `step-000100-given-up`, and count no more.
+        """
+        stage, step = Manifest.read(checkpoint).stage, int(checkpoint.name.removeprefix("step-"))
+        for later in self.checkpoints(stage):
+            if int(later.name.removeprefix("step-")) > step:
+                aside = later.with_name(f"{later.name}-given-up")
+                _remove(aside)  # of an earlier time
+                later.rename(aside)
+
     def refuse_to_overwrite(self, stage: str) -> None:
         """A stage that has checkpoints is resumed or given another run directory, never written over."""
         if (found := self.newest(stage)) is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.ledger import DrawRow, Ledger, Watermark
-from rollouts.errors import ConfigError
+from rollouts.errors import CheckpointError, ConfigError
 
 
 def opened(path: Path) -> Ledger:
@@ -116,6 +116,19 @@ def test_resuming_twice_from_one_checkpoint_is_as_resuming_once(tmp_path: Path) 
         assert live == {"admitted": 1, "drawn": 1, "rejected(none_solved)": 1, "trained": 2}
         after_the_checkpoint(ledger)
         ledger.close()
+
+
+def test_a_checkpoint_that_was_given_up_is_refused(tmp_path: Path) -> None:
+    ledger = opened(tmp_path / "x.db")
+    fill(ledger)
+    early = ledger.watermark(next_draw=5)
+    after_the_checkpoint(ledger)
+    late = ledger.watermark(next_draw=7)
+    assert ledger.begin(3, late) == 0  # the newest: nothing is void
+    ledger.begin(2, early)
+    with pytest.raises(CheckpointError, match=r"step 3 was given up when the run went on from step 2 \(attempt 3\)"):
+        ledger.begin(3, late)
+    ledger.begin(2, early)  # as often as wanted
 
 
 def test_a_run_that_begins_anew_voids_everything(tmp_path: Path) -> None:

@@ -38,7 +38,10 @@ def run(
     folder: Path, resume: Path | None = None, **trainer: Any
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Parameters and metrics after the steps."""
-    settings: dict[str, Any] = {"trainer": trainer, "kl_coef": 0.1, "learning_rate": 1e-3, "tokens_per_microbatch": 200}
+    settings: dict[str, Any] = {
+        "trainer": trainer, "kl_coef": 0.1, "learning_rate": 1e-3, "tokens_per_microbatch": 200,
+        "adam_epsilon": 1e-6,  # at 1e-8 Adam makes whole updates of the rounding of gradients near zero
+    }  # fmt: skip
     ranks, checkpoint = trainer.get("ranks", 1), str(resume / "checkpoint") if resume else None
     arguments = (free_address(), settings, str(folder), checkpoint)
     if ranks == 1:

@@ -83,6 +83,17 @@ def test_a_checkpoint_of_the_same_step_replaces_the_old_one(run: RunDir) -> None
     Manifest.read(path)
 
 
+def test_later_checkpoints_than_the_one_to_go_on_from_are_given_up(run: RunDir) -> None:
+    paths = [checkpoint(run, step) for step in (25, 50, 75)]
+    run.give_up_after(paths[0])
+    assert run.newest("rl") == paths[0]
+    assert (paths[2].with_name("step-000075-given-up") / "model.safetensors").read_text() == "weights"
+    again = checkpoint(run, 75, keep=2, text="other")  # and none that was given up makes a new one go
+    assert run.checkpoints("rl") == [paths[0], again]
+    run.give_up_after(paths[0])
+    assert (paths[2].with_name("step-000075-given-up") / "model.safetensors").read_text() == "other"
+
+
 def test_what_was_merged_from_a_checkpoint_goes_with_it(run: RunDir) -> None:
     merged = merged_path(checkpoint(run, 1))
     merged.mkdir()
