@@ -15,8 +15,8 @@ class Curriculum:
 
     band_start: Sequence[float] = (0.4, 0.8)
     band_end: Sequence[float] = (0.15, 0.5)
-    easy_floor: float = 0.1
-    retest_share: float = 0.05
+    easy_floor: float = 0.05
+    retest_share: float = 0.03
     retest_after: int = 10
     easy_pool: float = 0.1
     hard_pool: float = 0.1

@@ -23,7 +23,7 @@ UNSEEN_CANDIDATES = 2
 """Prompts never drawn that compete with them."""
 SOFTNESS = 0.1
 """How far outside of the band a pass rate's value falls to exp(-1)."""
-RETIRE, RETURN = 0.2, 0.35
+RETIRE, RETURN = 0.35, 0.5
 """A prompt is retired when the chance of a mixed group is below the first, and returns above the second."""
 EDGES = (HARD_BELOW, EASY_FROM)
 """Pass rates between hard, medium and easy."""

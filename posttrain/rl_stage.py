@@ -206,7 +206,8 @@ class RLStage:
         """One line for people, scalars for the curves, and the evaluation when it is due."""
         seconds = time.monotonic() - self.started
         generated = (await self.workers.engine_metrics())["tokens"] - self.engines_before["tokens"]
-        scalars = step.scalars() | {"tokens_per_second": generated / seconds}
+        before = self.state.summary["tokens_generated"] if self.state else 0
+        scalars = step.scalars() | {"tokens_per_second": generated / seconds, "tokens_generated": before + generated}
         self.log.write(step.version, scalars)
         train = step.train
         say(

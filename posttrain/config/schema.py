@@ -303,10 +303,10 @@ class CurriculumConfig(Section):
     """Lowest and highest pass rate that `signal` aims at, at the first step."""
     band_end: list[float] = Field(default_factory=lambda: [0.15, 0.5], min_length=2, max_length=2)
     """The same at the last step; in between the band moves evenly. Lower rates are harder prompts."""
-    easy_floor: float = Field(default=0.1, ge=0, lt=1)
+    easy_floor: float = Field(default=0.05, ge=0, lt=1)
     """Share of the draws by `signal` that goes to easy prompts, of pass rates from 0.8 to below 1: against forgetting,
     and against completions that grow longer and longer."""
-    retest_share: float = Field(default=0.05, ge=0, lt=1)
+    retest_share: float = Field(default=0.03, ge=0, lt=1)
     """Largest share of the draws by `signal` that goes to prompts that were found solved or unsolved and are due to be
     tested again."""
     retest_after: int = Field(default=10, ge=1)

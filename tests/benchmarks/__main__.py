@@ -16,17 +16,21 @@ import sys
 from posttrain.engines import prepare
 from tests.benchmarks.harness import Options
 
-NAMES = ("generate", "sync", "overlap", "vs_trl", "draws", "calibration", "selection", "quality")
-LONG = ("quality",)  # run only when they are named
+NAMES = ("generate", "sync", "overlap", "vs_trl", "draws", "calibration", "selection", "quality", "curriculum")
+LONG = ("quality", "curriculum")  # run only when they are named
 
 
 def main() -> None:
-    """Runs the named benchmarks, or all but the long one, one after the other."""
+    """Runs the named benchmarks, or all but the long ones, one after the other."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all but quality by default")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all but the long ones by default"
+    )
     parser.add_argument("--quick", action="store_true", help="one tiny repetition, to see that it runs; no figures")
     parser.add_argument("--fresh", action="store_true", help="forget the finished measurements in runs/bench")
-    parser.add_argument("--arms", type=int, metavar="N", help="quality: measure at most N unfinished arms, then stop")
+    parser.add_argument(
+        "--arms", type=int, metavar="N", help="quality, curriculum: measure at most N unfinished arms, then stop"
+    )
     given = parser.parse_args()
     for name in given.names:
         if name not in NAMES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import statistics
 import time
@@ -217,9 +218,9 @@ def spreads(measured: Mapping[str, Iterable[Measurement]], name: str) -> dict[st
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to five significant digits, also within lists and mappings."""
+    """Floats to five significant digits, also within lists and mappings; what is not finite, JSON has no place for."""
     if isinstance(value, float):
-        return float(f"{value:.5g}")
+        return float(f"{value:.5g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {key: _rounded(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

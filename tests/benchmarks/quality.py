@@ -26,11 +26,10 @@ from typing import Any
 from posttrain.cluster import Cluster
 from posttrain.config import load_config
 from posttrain.pipeline import evaluate_checkpoint
-from posttrain.prune import prune
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
-from posttrain.sft import train_sft
 from tests.benchmarks.harness import Bench, Measurement, Options, source_hash
+from tests.benchmarks.start import sft_checkpoint
 
 SYNC = "staleness 0"
 HELD = ("staleness 1", "staleness 2", "staleness 4")
@@ -76,23 +75,14 @@ class Runs:
         if bench.options.quick or bench.options.fresh:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _sft(self) -> Path:
-        """The checkpoint that every run starts from, made once."""
-        config = load_config("tiny", self._overrides)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        rundir = RunDir(self._folder / "sft", config)
-        newest = rundir.newest("sft")
-        if newest is None or not (rundir.path / "done").is_file():
-            with self._bench.timed("sft"):
-                if config.prune.enabled and not (rundir.stage("sft") / "kept.parquet").is_file():
-                    prune(config, rundir)
-                newest = train_sft(config, rundir, "auto" if newest else None)
-                (rundir.path / "done").touch()
-        return newest
-
     def measure(self, arm: str, seed: int) -> Measurement:
         """One run and its evaluation."""
-        words = [*self._overrides, f"model={self._sft()}", f"seed={seed}", *ARMS[arm]]
+        words = [
+            *self._overrides,
+            f"model={sft_checkpoint(self._bench, self._folder, self._overrides)}",
+            f"seed={seed}",
+            *ARMS[arm],
+        ]
         config = load_config("tiny", words)
         folder = self._folder / f"{arm.replace(', ', '-').replace(' ', '-')}-seed-{seed}"
         shutil.rmtree(folder, ignore_errors=True)  # of a sitting that was interrupted

@@ -56,6 +56,31 @@ class TRL:
         self, prompts: Sequence[Prompt], warm_up: int, threads: int, bf16: bool, batch_size: int
     ) -> Measurement:
         """Trains on the prompts in order, and times the steps after `warm_up`."""
+        ends, tokens = self.train(prompts, threads, bf16, batch_size)
+        return _measured(ends[-1] - ends[warm_up - 1], tokens[warm_up:])
+
+    def train(
+        self,
+        prompts: Sequence[Prompt],
+        threads: int,
+        bf16: bool,
+        batch_size: int,
+        learning_rate: float | None = None,
+        save: tuple[str, int] | None = None,
+    ) -> tuple[list[float], list[int]]:
+        """Trains on the prompts in order.
+
+        Args:
+            prompts: of all steps.
+            threads: of torch.
+            bf16: autocast.
+            batch_size: rows of a pass.
+            learning_rate: another one than the configuration's.
+            save: a directory, and after how many steps the model is saved there each time, as `step-000010`.
+
+        Returns:
+            For each step, the seconds from the start to its end without those of saving, and its sampled tokens.
+        """
         import datasets
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -64,6 +89,7 @@ class TRL:
         rl, score = self._config, self._score
         tokens: list[int] = []  # of each step's generation
         ends: list[float] = []
+        apart = 0.0  # seconds of saving
 
         def reward(completions: Any, completion_ids: Any, row: list[int], **_: Any) -> list[float]:
             tokens.append(sum(map(len, completion_ids)))
@@ -77,7 +103,12 @@ class TRL:
 
         class Clock(TrainerCallback):  # type: ignore[misc]
             def on_step_end(self, *_: Any, **__: Any) -> None:
-                ends.append(time.perf_counter())
+                nonlocal apart
+                ends.append(time.perf_counter() - started - apart)
+                if save and len(ends) % save[1] == 0:
+                    begun = time.perf_counter()
+                    trainer.save_model(str(Path(save[0]) / f"step-{len(ends):06d}"))
+                    apart += time.perf_counter() - begun
 
         size = rl.prompts_per_step * rl.group_size
         with tempfile.TemporaryDirectory() as folder:
@@ -94,14 +125,33 @@ class TRL:
                     per_device_train_batch_size=batch_size, gradient_accumulation_steps=size // batch_size,
                     num_generations=rl.group_size, max_completion_length=rl.sampling.max_tokens,
                     temperature=rl.sampling.temperature, loss_type="dapo", num_iterations=1, beta=0.0,
-                    learning_rate=rl.learning_rate, lr_scheduler_type="constant",
+                    learning_rate=learning_rate or rl.learning_rate, lr_scheduler_type="constant",
+                    adam_beta2=rl.adam_beta2,
                     max_steps=len(prompts) // rl.prompts_per_step,
                 ),
                 callbacks=[Clock()],
             )  # fmt: skip
+            started = time.perf_counter()
             trainer.train()
         assert len(tokens) == len(ends), f"{len(tokens)} generations in {len(ends)} steps"
-        return _measured(ends[-1] - ends[warm_up - 1], tokens[warm_up:])
+        return ends, tokens
+
+
+def drawn(prompts: Sequence[Prompt], rl: RLConfig, steps: int, seed: int) -> list[Prompt]:
+    """The prompts of so many steps, drawn as `rl.selection` says, each step with its share of every capability."""
+    sampler = PromptSampler(prompts, rl.selection, rl.group_size, seed)
+    weights = rl.quotas or dict.fromkeys(sampler.capabilities, 1.0)
+    found = []
+    for _ in range(steps):
+        rows = [
+            sampler.draw(capability, 0)
+            for capability, count in allocate(rl.prompts_per_step, weights).items()
+            for _ in range(count)
+        ]
+        found += [prompts[row] for row in rows]
+        for row in rows:
+            sampler.observe(row, None, 0)
+    return found
 
 
 def _measured(seconds: float, tokens: Sequence[float]) -> Measurement:
@@ -134,25 +184,9 @@ class Arms:
     def _trl(self) -> Any:
         with self._bench.timed("start_trl"):
             actor = self._cluster.actor(TRL, self._model, self._config.rl, self._config.reward)
-            ray.get(actor.measure.remote(self._drawn(2, 0), 1, **self._settings["trl"][0]))
+            prompts = drawn(self._prompts, self._config.rl, 2, 0)
+            ray.get(actor.measure.remote(prompts, 1, **self._settings["trl"][0]))
         return actor
-
-    def _drawn(self, steps: int, seed: int) -> list[Prompt]:
-        """The prompts of so many steps, each with its share of every capability."""
-        rl = self._config.rl
-        sampler = PromptSampler(self._prompts, rl.selection, rl.group_size, seed)
-        weights = rl.quotas or dict.fromkeys(sampler.capabilities, 1.0)
-        drawn = []
-        for _ in range(steps):
-            rows = [
-                sampler.draw(capability, 0)
-                for capability, count in allocate(rl.prompts_per_step, weights).items()
-                for _ in range(count)
-            ]
-            drawn += [self._prompts[row] for row in rows]
-            for row in rows:
-                sampler.observe(row, None, 0)
-        return drawn
 
     def ours(self, repetition: int) -> Measurement:
         """The asynchronous loop."""
@@ -163,7 +197,7 @@ class Arms:
     def trl_with(self, setting: dict[str, Any], steps: int, repetition: int) -> Measurement:
         """TRL with one of its settings."""
         warm_up = self._settings["trl_warm_up"]
-        prompts = self._drawn(warm_up + steps, repetition)
+        prompts = drawn(self._prompts, self._config.rl, warm_up + steps, repetition)
         found: Measurement = ray.get(self._trl.measure.remote(prompts, warm_up, **setting))
         return found
 
