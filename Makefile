@@ -15,7 +15,7 @@ RESUME ?=
 CHECKPOINT ?= $(RUN)/export
 # For tiny: a new directory.
 OUT ?= runs/world
-# For bench: the names of benchmarks in tests/benchmarks; without one all but the long `quality`.
+# For bench: the names of benchmarks in tests/benchmarks; without one all but the long ones.
 NAME ?=
 # More arguments for the command, such as overrides of the config: ARGS="rl.max_staleness=0".
 ARGS ?=

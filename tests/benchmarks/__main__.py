@@ -16,8 +16,8 @@ import sys
 from posttrain.engines import prepare
 from tests.benchmarks.harness import Options
 
-NAMES = ("generate", "sync", "overlap", "vs_trl", "draws", "calibration", "selection", "quality", "curriculum")
-LONG = ("quality", "curriculum")  # run only when they are named
+LONG = ("quality", "curriculum", "vs_trl_target")  # run only when they are named
+NAMES = ("generate", "sync", "overlap", "vs_trl", "draws", "calibration", "selection", *LONG)
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one tiny repetition, to see that it runs; no figures")
     parser.add_argument("--fresh", action="store_true", help="forget the finished measurements in runs/bench")
     parser.add_argument(
-        "--arms", type=int, metavar="N", help="quality, curriculum: measure at most N unfinished arms, then stop"
+        "--arms", type=int, metavar="N", help="of the long ones: measure at most N unfinished arms, then stop"
     )
     given = parser.parse_args()
     for name in given.names:

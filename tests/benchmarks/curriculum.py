@@ -141,7 +141,8 @@ def compared(runs: Mapping[str, Sequence[Measurement]]) -> dict[str, Any]:
         ours = needed["signal"][-1]
         for arm, values in ratios.items():
             theirs = needed[arm][-1]
-            values.append(math.inf if ours is None else ours / (theirs or runs[arm][seed]["tokens"][-1]))
+            theirs = runs[arm][seed]["tokens"][-1] if theirs is None else max(theirs, 1)
+            values.append(math.inf if ours is None else ours / theirs)
     return {
         "ratio": {arm: spread(values) for arm, values in ratios.items() if values}, "ratios": ratios, "tokens": needed,
         "ends": {arm: [smoothed(each["pass@1"])[-1] for each in found] for arm, found in runs.items()},
