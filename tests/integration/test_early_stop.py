@@ -29,7 +29,6 @@ WORDS = [
     "generators.count=1", "rl.generators=1", "generators.kv_cache_gib=0.125", "rl.quotas={math: 1}",
     "rl.max_staleness=0", "rl.group_size=8", "rl.max_concurrent_rollouts=8",
 ]  # fmt: skip
-DRAWS = 24
 
 
 class Watched(RayWorkers):
@@ -66,12 +65,12 @@ class Made:
     recorded: dict[int, list[int]]
 
 
-def make(workers: Watched, config: Config, path: Path) -> Made:
+def make(workers: Watched, config: Config, path: Path, count: int) -> Made:
     """Makes the groups of the same draws under a configuration."""
     workers.config, workers.requests = config, []
     run(workers.begin(0, None))
     rows = data.prompts(config, "prompts", Renderer(BASE), config.rl.sampling.max_tokens, print)
-    draws = [Draw(index, index, prompt, 0) for index, prompt in enumerate(rows[:DRAWS])]
+    draws = [Draw(index, index, prompt, 0) for index, prompt in enumerate(rows[:count])]
 
     async def made() -> list[RolloutGroup]:
         judged = await asyncio.gather(*(workers.rollout(draw) for draw in draws))
@@ -101,8 +100,8 @@ def sampled(groups: list[RolloutGroup]) -> int:
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny-calculator"])
 def test_rollouts_are_those_of_a_run_without(workers: Watched, tmp_path: Path, preset: str) -> None:
-    whole = make(workers, load_config(preset, WORDS), tmp_path / "whole.parquet")
-    early = make(workers, load_config(preset, [*WORDS, "rl.early_stop=4"]), tmp_path / "early.parquet")
+    whole = make(workers, load_config(preset, WORDS), tmp_path / "whole.parquet", 24)
+    early = make(workers, load_config(preset, [*WORDS, "rl.early_stop=4"]), tmp_path / "early.parquet", 24)
     sizes = [4 if rejection([rollout.outcome for rollout in group.rollouts[:4]]) else 8 for group in whole.groups]
     assert min(Counter(sizes)[4], Counter(sizes)[8]) >= 4
     for group, other, size in zip(whole.groups, early.groups, sizes, strict=True):
@@ -116,21 +115,22 @@ def test_rollouts_are_those_of_a_run_without(workers: Watched, tmp_path: Path, p
 
 
 def test_a_draw_keeps_its_turn_over_both_requests(workers: Watched, tmp_path: Path) -> None:
-    made = make(workers, load_config("tiny", [*WORDS, "rl.early_stop=3"]), tmp_path / "x.parquet")
+    made = make(workers, load_config("tiny", [*WORDS, "rl.early_stop=3"]), tmp_path / "x.parquet", 12)
     expected = []
     for draw_id, group in enumerate(made.groups):
         seed = workers._seed(draw_id)
         expected += [(3, seed), (5, seed + 3)] if len(group.rollouts) == 8 else [(3, seed)]
+    assert {len(group.rollouts) for group in made.groups} == {3, 8}
     assert [(request.n, request.seed) for request in made.requests] == expected
 
 
 def test_an_engine_that_dies_between_the_requests_of_a_draw(workers: Watched, tmp_path: Path) -> None:
     config = load_config("tiny", [*WORDS, "rl.early_stop=4"])
-    before = make(workers, config, tmp_path / "before.parquet")
+    before = make(workers, config, tmp_path / "before.parquet", 8)
     draw_id = next(group.draw_id for group in before.groups if len(group.rollouts) == 8)
     workers.dies_before = workers._seed(draw_id) + 4
     actor = workers._pool.actors[0]
-    after = make(workers, config, tmp_path / "after.parquet")
+    after = make(workers, config, tmp_path / "after.parquet", 8)
     assert workers._pool.actors[0] is not actor
     assert [kept(group, 8) for group in after.groups] == [kept(group, 8) for group in before.groups]
     assert after.recorded == before.recorded
