@@ -28,7 +28,7 @@ from typing import Any, Protocol, TypeVar
 from curricula.gate import rejection
 from curricula.instructions import InstructionPools
 from curricula.sampler import PromptSampler
-from posttrain.config import GROUP_RELATIVE, RLConfig
+from posttrain.config import RLConfig
 from posttrain.ledger import Ledger
 from posttrain.slots import Draw, Judged, Slots
 from posttrain.step_metrics import StepMetrics
@@ -276,9 +276,7 @@ class Controller:
     def _rejection(self, judged: Judged) -> str | None:
         if self.config.truncated == "reject" and judged.truncated:
             return "truncated"
-        # A baseline of the whole batch gives groups of equal outcomes an advantage too.
-        filters = self.config.selection != "uniform" and self.config.advantage in GROUP_RELATIVE
-        return rejection(judged.outcomes) if filters else None
+        return rejection(judged.outcomes) if self.config.rejects_equal_outcomes else None
 
     def _reject(self, draw: Draw, reason: str, judged: Judged | None) -> None:
         outcomes = judged.outcomes if judged else ()

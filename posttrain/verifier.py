@@ -6,6 +6,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from curricula.gate import rejection
 from judges.scorer import load_scorer
 from posttrain.slots import Draw, Judged
 from rollouts.recorder import write_shard
@@ -25,18 +26,36 @@ class Verifier:
         """Returns once the scorer is loaded."""
         return True
 
-    def judge(self, draw: Draw, prompt_token_ids: list[int], rollouts: list[Rollout]) -> tuple[Judged, RolloutGroup]:
-        """Scores a group; gives what the controller may know of it, and the group.
+    def judge(
+        self,
+        draw: Draw,
+        prompt_token_ids: list[int],
+        rollouts: list[Rollout],
+        earlier: RolloutGroup | None = None,
+        others: int = 0,
+    ) -> tuple[Judged, RolloutGroup]:
+        """Scores rollouts of a group; gives what the controller may know of the group so far, and the group.
+
+        Args:
+            draw: whose group it is.
+            prompt_token_ids: that the rollouts continue.
+            rollouts: to be scored, in order of their indices.
+            earlier: the group of the rollouts before these, which were scored before.
+            others: rollouts that are made after these, unless the outcomes are all equal. The group is kept for a shard
+                once there are no others, so never twice.
 
         Raises:
-            JudgeError: judging failed.
+            JudgeError: judging failed; nothing is kept.
         """
         for rollout, score in zip(rollouts, self._score(draw.prompt, rollouts), strict=True):
             rollout.reward, rollout.outcome, rollout.reason = score.reward, score.outcome, score.reason
             rollout.breakdown = dict(score.breakdown)
-        group = RolloutGroup(draw.draw_id, draw.prompt, prompt_token_ids, rollouts)
-        self._judged.append(group)
-        return Judged.of(draw, group), group
+        whole = [*earlier.rollouts, *rollouts] if earlier else rollouts
+        group = RolloutGroup(draw.draw_id, draw.prompt, prompt_token_ids, whole)
+        judged = Judged.of(draw, group)
+        if not others or rejection(judged.outcomes):
+            self._judged.append(group)
+        return judged, group
 
     def write_shard(self, path: str, under_way: Collection[int] = ()) -> int:
         """Writes what was judged since the last shard, but the draws that the controller still counts as under way:

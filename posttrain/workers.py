@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+from curricula.gate import rejection
 from posttrain import data
 from posttrain.balance import Balancer
 from posttrain.cluster import Cluster, GeneratorPool, answer, result_of
@@ -121,20 +122,36 @@ class RayWorkers:
         return {key: sum(each[key] for each in self._metrics.values()) for key in ("tokens", "busy_seconds")}
 
     async def rollout(self, draw: Draw) -> Judged:
-        """Generates and judges a group; a dead engine's draw is given to another, a failed judging is tried again."""
-        tokens = self._renderer.prompt_tokens(draw.prompt.messages)
+        """Generates and judges a group; a dead engine's draw is given to another, a failed judging is tried again.
+
+        With `rl.early_stop` the first rollouts go before the others, which are made only if those have mixed outcomes.
+        """
+        rl, earlier = self.config.rl, None
         request = Request(
-            tokens,
+            self._renderer.prompt_tokens(draw.prompt.messages),
             self._sampling,
-            self.config.rl.group_size,
+            rl.early_stop or rl.group_size,
             # With updates in flight no seed repeats a rollout, and vLLM samples requests that have one each by itself.
-            seed=self._seed(draw.draw_id) if self.config.rl.max_staleness == 0 else None,
+            seed=self._seed(draw.draw_id) if rl.max_staleness == 0 else None,
             conversation=data.conversation(self.config, draw.prompt),
         )
         async with self._turns:
             rollouts = await self._generate(request, draw.capability)
+            if others := rl.group_size - request.n:
+                first = await self._judge(draw, request, rollouts, None, others)
+                if rejection(first.outcomes):
+                    return first
+                # Rollout i is sampled with the request's seed + i: the same as if all were of one request.
+                seed = None if request.seed is None else request.seed + request.n
+                rollouts = await self._generate(replace(request, n=others, seed=seed), draw.capability)
+                earlier = first.payload
+        return await self._judge(draw, request, rollouts, earlier)
+
+    async def _judge(self, draw: Draw, request: Request, rollouts: Any, earlier: Any = None, others: int = 0) -> Judged:
+        """What the verifier says of a group; `rollouts` and `earlier` are references, the arguments its own."""
+        tokens = list(request.prompt_token_ids)
         for attempt in range(JUDGE_TRIES):
-            judged, group = self.verifier.judge.options(num_returns=2).remote(draw, list(tokens), rollouts)
+            judged, group = self.verifier.judge.options(num_returns=2).remote(draw, tokens, rollouts, earlier, others)
             try:
                 what = f"the verifier to judge draw {draw.draw_id}"
                 return replace(await answer(judged, self.config.generators.request_timeout, what), payload=group)

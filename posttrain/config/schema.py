@@ -340,6 +340,11 @@ class RLConfig(Section):
     """Groups in a batch."""
     group_size: int = Field(default=8, ge=1)
     """Rollouts of each prompt; at least 2 for the group-relative advantages."""
+    early_stop: int | None = Field(default=None, ge=2)
+    """So many rollouts of a group, the first by index, are made and judged before the others; where their outcomes are
+    all alike the others are not made and the group is rejected. Saves (G - early_stop) / G of the tokens of hopeless
+    groups, G = `group_size`, and loses the same share of the groups with one rollout solved: it favours medium prompts.
+    Groups that are trained on take two rounds. null: all rollouts are made at once, and no group is given up."""
     max_staleness: int = Field(default=1, ge=0)
     """Most policy versions between the weights that sampled a token and those trained on it; a hard bound.
     0: synchronous, on-policy and reproducible."""
@@ -451,6 +456,13 @@ class RLConfig(Section):
     step_timeout: float = Field(default=1800.0, gt=0)
     """Seconds without a finished train step after which the run stops with an error."""
 
+    @property
+    def rejects_equal_outcomes(self) -> bool:
+        """Whether groups of equal outcomes are rejected: not where `uniform` keeps every group in its place, nor where
+        a baseline of the whole batch gives them an advantage.
+        """
+        return self.selection != "uniform" and self.advantage in GROUP_RELATIVE
+
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, values: Any) -> Any:
@@ -472,8 +484,20 @@ class RLConfig(Section):
         if self.oversample > 1 and self.max_staleness > 0:
             why = "only a synchronous round (rl.max_staleness=0) has last seats to wait for; expected 1"
             raise conflict("oversample", self.oversample, why)
+        self._check_early_stop()
         self._check_quotas()
         return self
+
+    def _check_early_stop(self) -> None:
+        if self.early_stop is None:
+            return
+        if self.early_stop >= self.group_size:
+            why = f"leaves none of the rl.group_size={self.group_size} rollouts for later; expected fewer, or null"
+            raise conflict("early_stop", self.early_stop, why)
+        if not self.rejects_equal_outcomes:
+            kept = "selection" if self.selection == "uniform" else "advantage"
+            why = f"with rl.{kept}={getattr(self, kept)} groups of equal outcomes are trained on; expected null"
+            raise conflict("early_stop", self.early_stop, why)
 
     def _check_quotas(self) -> None:
         if self.quotas is None:

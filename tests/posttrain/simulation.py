@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from curricula.gate import rejection
 from curricula.sampler import PromptSampler
 from posttrain.config import RLConfig
 from posttrain.ledger import Ledger, Watermark
@@ -137,6 +138,7 @@ class SimulatedWorkers:
     latency_seed: int = 0
     judge_failures: float = 0.0
     longest: int = 10**9  # tokens
+    early_stop: int | None = None
     fail: Callable[[Draw], Exception | None] = lambda draw: None
     hang: Callable[[Draw], bool] = lambda draw: False
     trained: list[list[Sampled]] = field(default_factory=list)
@@ -181,20 +183,15 @@ class SimulatedWorkers:
         try:
             if self.hang(draw):
                 await asyncio.get_running_loop().create_future()
-            error = self.fail(draw)
-            await asyncio.sleep(self.timing.first_token)
-            spans: list[tuple[int, int, int]] = []
-            start, length = 0, self.length(draw.draw_id)
-            while start < length:
-                await self._generating.wait()
-                end, version = min(start + self.timing.chunk, length), self.version
-                await asyncio.sleep(self.timing.per_token * (end - start))
-                if spans and spans[-1][2] == version:
-                    spans[-1] = (spans[-1][0], end, version)
-                else:
-                    spans.append((start, end, version))
-                start = end
+            error, length, outcomes = self.fail(draw), self.length(draw.draw_id), self.outcomes(draw)
+            spans = await self._generate(length)
             await asyncio.sleep(self.timing.judge)
+            if self.early_stop is not None:
+                if rejection(outcomes[: self.early_stop]):
+                    outcomes = outcomes[: self.early_stop]
+                else:
+                    spans += await self._generate(length)
+                    await asyncio.sleep(self.timing.judge)
             if error is not None:
                 raise error
             if self.judge_fails(draw.draw_id):
@@ -205,13 +202,27 @@ class SimulatedWorkers:
         except Exception:
             self._note("failed", draw.draw_id)
             raise
-        sampled = Sampled(draw, length, self.outcomes(draw), spans)
+        sampled = Sampled(draw, length, outcomes, spans)
         self.sampled[draw.draw_id] = sampled
         self._note("judged", draw.draw_id)
-        reward = sum(sampled.outcomes) / self.group_size
-        return Judged(
-            draw, sampled.outcomes, reward, spans[0][2], length * self.group_size, self.truncated(draw), sampled
-        )
+        reward = sum(outcomes) / len(outcomes)
+        return Judged(draw, outcomes, reward, spans[0][2], length * len(outcomes), self.truncated(draw), sampled)
+
+    async def _generate(self, length: int) -> list[tuple[int, int, int]]:
+        """Takes the time of so many tokens; gives the spans of versions that they were sampled under."""
+        await asyncio.sleep(self.timing.first_token)
+        spans: list[tuple[int, int, int]] = []
+        start = 0
+        while start < length:
+            await self._generating.wait()
+            end, version = min(start + self.timing.chunk, length), self.version
+            await asyncio.sleep(self.timing.per_token * (end - start))
+            if spans and spans[-1][2] == version:
+                spans[-1] = (spans[-1][0], end, version)
+            else:
+                spans.append((start, end, version))
+            start = end
+        return spans
 
     async def train(self, batch: Sequence[Judged]) -> StepMetrics:
         """Takes its time and remembers what it was given."""

@@ -179,6 +179,19 @@ def test_config_does_not_change():
             "rl.oversample=1.5",
             "rl.oversample: 1.5: only a synchronous round (rl.max_staleness=0) has last seats to wait for; expected 1",
         ),
+        ("rl.early_stop=1", "rl.early_stop: 1: expected at least 2"),
+        (
+            "rl.early_stop=8",
+            "rl.early_stop: 8: leaves none of the rl.group_size=8 rollouts for later; expected fewer, or null",
+        ),
+        (
+            "rl={early_stop: 4, selection: uniform}",
+            "rl.early_stop: 4: with rl.selection=uniform groups of equal outcomes are trained on; expected null",
+        ),
+        (
+            "rl={early_stop: 4, algorithm: reinforce_pp}",
+            "rl.early_stop: 4: with rl.advantage=reinforce_pp groups of equal outcomes are trained on; expected null",
+        ),
         (
             "rl.quotas={math: 1, code: 0}",
             "rl.quotas.code: 0.0: expected more than 0; leave out what shall have no share",

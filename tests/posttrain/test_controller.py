@@ -499,6 +499,24 @@ def test_step_timeout_says_what_it_waits_for(tmp_path: Path, order: str) -> None
         run.go()
 
 
+# ------------------------------------------------------------------------------------------------- early stop
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_a_group_given_up_early_counts_as_far_as_it_was_made(tmp_path: Path, max_staleness: int) -> None:
+    run = run_on(
+        tmp_path, mixing(easy=1.0, hard=0.5), max_staleness=max_staleness, steps=15, early_stop=2,
+        workers={"early_stop": 2},
+    ).go()  # fmt: skip
+    found = [(state, reason, rollouts) for _, state, reason, _, rollouts, _, _ in rows(run) if rollouts]
+    assert {rollouts for state, _, rollouts in found if state in ("admitted", "trained")} == {4}
+    assert {(reason, rollouts) for state, reason, rollouts in found if state == "rejected"} == {
+        ("all_solved", 2), ("none_solved", 2),
+    }  # fmt: skip
+    assert run.sampler.stats.attempts_P.sum() == sum(rollouts for _, _, rollouts in found)
+    assert max(run.staleness()) == max_staleness
+
+
 # ------------------------------------------------------------------------------------------------- stop, the ledger
 
 

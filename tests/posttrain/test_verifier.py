@@ -1,6 +1,7 @@
 """The verifier's judgement of a group, and its shards."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from pyarrow.parquet import read_table
 from curricula.instructions import Instruction
 from posttrain.slots import Draw
 from posttrain.verifier import Verifier
-from rollouts.errors import DataError
+from rollouts.errors import DataError, JudgeError
 from rollouts.types import Prompt, Rollout
 
 PROMPT = Prompt("p", ({"role": "user", "content": "47+38"},), "math", answer="85", answer_format=("<ans>", "</ans>"))
@@ -68,3 +69,77 @@ def test_a_prompt_that_cannot_be_judged_is_no_unsolved_one(tmp_path: Path) -> No
     with pytest.raises(DataError, match="prompt p has no 'tests'"):
         verifier.judge(Draw(0, 0, PROMPT, 0), [], [rollout("x", [(0, 1, 0)])])
     assert verifier.write_shard(str(tmp_path / "x.parquet")) == 0
+
+
+# ------------------------------------------------------------------------------------------ a group in two parts
+
+
+COUNTED = """
+seen = []
+
+def reward(prompt, completion):
+    seen.append(completion)
+    if completion == "later" and seen.count("later") == 1:
+        raise ValueError("not now")
+    return completion == "yes"
+"""
+
+
+@pytest.fixture
+def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Verifier, list[str]]]:
+    """A verifier, and the completions that its reward was asked about."""
+    (tmp_path / "counted.py").write_text(COUNTED)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    verifier = Verifier("counted:reward", [str(tmp_path)])
+    yield verifier, sys.modules["counted"].seen
+    del sys.modules["counted"]
+
+
+def part(*texts: str, version: int = 3) -> list[Rollout]:
+    return [rollout(text, [(0, 2, version)]) for text in texts]
+
+
+DRAW = Draw(5, 0, PROMPT, 3)
+
+
+def test_the_rest_of_a_group_is_judged_alone_and_the_group_kept_once(
+    counted: tuple[Verifier, list[str]], tmp_path: Path
+) -> None:
+    verifier, seen = counted
+    first, earlier = verifier.judge(DRAW, [7], part("yes", "no"), others=2)
+    assert (first.outcomes, first.tokens) == ((True, False), 4)
+    assert verifier.write_shard(str(tmp_path / "a.parquet")) == 0  # it is not decided yet
+    judged, group = verifier.judge(DRAW, [7], part("no", "no!", version=4), earlier)
+    assert (judged.outcomes, judged.tokens, judged.oldest_version) == ((True, False, False, False), 8, 3)
+    assert judged.mean_reward == pytest.approx(1 / 4)
+    assert [each.text for each in group.rollouts] == seen == ["yes", "no", "no", "no!"]
+    assert verifier.write_shard(str(tmp_path / "a.parquet")) == 4
+    rows = read_table(tmp_path / "a.parquet").to_pylist()
+    assert [(row["rollout"], row["text"], row["reward"]) for row in rows] == [
+        (0, "yes", 1.0), (1, "no", 0.0), (2, "no", 0.0), (3, "no!", 0.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["yes", "no"])
+def test_a_group_that_is_given_up_is_kept_as_it_is(
+    counted: tuple[Verifier, list[str]], tmp_path: Path, text: str
+) -> None:
+    verifier, _ = counted
+    judged, _ = verifier.judge(DRAW, [7], part(text, text), others=2)
+    assert judged.outcomes == (text == "yes",) * 2
+    assert verifier.write_shard(str(tmp_path / "a.parquet")) == 2
+    assert verifier.write_shard(str(tmp_path / "b.parquet")) == 0
+
+
+def test_a_judging_of_the_rest_that_fails_keeps_nothing_and_is_tried_again(
+    counted: tuple[Verifier, list[str]], tmp_path: Path
+) -> None:
+    verifier, seen = counted
+    _, earlier = verifier.judge(DRAW, [7], part("yes", "no"), others=1)
+    with pytest.raises(JudgeError, match="not now"):
+        verifier.judge(DRAW, [7], part("later"), earlier)
+    assert verifier.write_shard(str(tmp_path / "a.parquet")) == 0
+    judged, _ = verifier.judge(DRAW, [7], part("later"), earlier)
+    assert judged.outcomes == (True, False, False)
+    assert seen == ["yes", "no", "later", "later"]
+    assert verifier.write_shard(str(tmp_path / "a.parquet")) == 3
