@@ -43,11 +43,20 @@ class Priors:
         self.alpha_K, self.beta_K = np.zeros(len(class_K)), np.zeros(len(class_K))
         self.fit()
 
-    def observe(self, kinds_N: np.ndarray, solved_N: np.ndarray) -> None:
-        """Adds N groups, each of a kind and with so many solved rollouts."""
+    def observe(self, kinds_N: np.ndarray, solved_N: np.ndarray, seen_N: np.ndarray | None = None) -> None:
+        """Adds N groups, each of a kind and with so many solved of the rollouts seen (None: of G).
+
+        What is missing of a group that was given up is spread over what it may have been, by the fit so far: the
+        expectation step of EM. Left out, such groups would leave only those that could teach.
+        """
         groups_K = np.bincount(kinds_N, minlength=len(self.class_K))
         self.counts_KG *= ((1 - 1 / MEMORY) ** groups_K)[:, None]
-        np.add.at(self.counts_KG, (kinds_N, solved_N), 1)
+        size = self.counts_KG.shape[1] - 1
+        seen_N = np.full(len(kinds_N), size) if seen_N is None else seen_N
+        for seen in np.unique(seen_N).tolist():
+            kind, solved = kinds_N[seen_N == seen], solved_N[seen_N == seen]
+            rest = np.exp(log_pmf(self.alpha_K[kind] + solved, self.beta_K[kind] + seen - solved, size - seen))
+            np.add.at(self.counts_KG, (kind[:, None], solved[:, None] + np.arange(size - seen + 1)), rest)
         self._groups_C += np.bincount(self.class_K[kinds_N], minlength=len(self._groups_C))
         grown_C = self._groups_C - self._fitted_C
         for number in np.flatnonzero(grown_C >= np.clip(np.minimum(self._fitted_C, MEMORY) / REFIT, 1, None)).tolist():

@@ -115,7 +115,7 @@ class StatsTable:
 
     def _observe(self, rows_N: np.ndarray, solved_N: np.ndarray, seen_N: np.ndarray, version_N: np.ndarray) -> None:
         kind, capability = self.kind_P[rows_N], self.capability(rows_N)
-        known, whole = self.attempts_P[rows_N] > 0, seen_N == self.group_size
+        known, fits = self.attempts_P[rows_N] > 0, seen_N <= self.group_size
         alpha, beta, weight = self._mixture(rows_N, version_N)
         weight *= np.exp(log_likelihood(solved_N[:, None], seen_N[:, None], alpha, beta))
         weight /= weight.sum(axis=1, keepdims=True)
@@ -125,8 +125,9 @@ class StatsTable:
             self.weight_CB[number] += (1 - (1 - LEARNING_RATE) ** len(mine)) * (
                 mine.mean(axis=0) - self.weight_CB[number]
             )
-        self.moves.observe(self._move(rows_N[known & whole]), solved_N[known & whole])
-        self.priors.observe(kind[~known & whole], solved_N[~known & whole])
+        again, first = known & fits, ~known & fits
+        self.moves.observe(self._move(rows_N[again]), solved_N[again], seen_N[again])
+        self.priors.observe(kind[first], solved_N[first], seen_N[first])
         age = np.maximum(version_N - self.version_P[rows_N], 0)
         fade = np.array(self.decays) ** age[:, None]
         self.seen_PD[rows_N] = self.seen_PD[rows_N] * fade + seen_N[:, None]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from curricula.beta_binomial import log_pmf
 from curricula.priors import Priors
 
 
@@ -65,3 +66,23 @@ def test_groups_together_are_as_one_after_the_other_but_for_the_fading() -> None
     single.fit()
     assert together.alpha_K == pytest.approx(single.alpha_K, rel=0.05)
     assert together.counts_KG == pytest.approx(single.counts_KG, abs=0.5)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.15, 0.3), (1.0, 3.0), (6.0, 14.0)])
+def test_groups_that_were_given_up_count_as_what_they_may_have_been(alpha: float, beta: float) -> None:
+    """The prior is about that of whole groups, though only groups whose first four rollouts are mixed are whole."""
+    rng = np.random.default_rng(3)
+    whole, early = Priors([0], 8), Priors([0], 8)
+    for _ in range(40):
+        solved_NG = rng.random((20, 8)) < rng.beta(alpha, beta, (20, 1))
+        alike = np.isin(solved_NG[:, :4].sum(axis=1), (0, 4))
+        solved, first = solved_NG.sum(axis=1), solved_NG[:, :4].sum(axis=1)
+        whole.observe(np.zeros(20, dtype=int), solved)
+        early.observe(np.zeros(20, dtype=int), np.where(alike, first, solved), np.where(alike, 4, 8))
+    chances = []
+    for priors in (whole, early):
+        priors.fit()
+        pmf = np.exp(log_pmf(priors.alpha_K, priors.beta_K, 8))[0]
+        chances.append(1 - pmf[0] - pmf[-1])
+    assert early.counts_KG.sum() == pytest.approx(whole.counts_KG.sum())  # each group counts once
+    assert chances[1] == pytest.approx(chances[0], abs=0.05)
