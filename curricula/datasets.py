@@ -16,11 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from curricula.rows import SUFFIXES, Row, load_rows, short
+from curricula.rows import SUFFIXES, Row, iterate_rows, load_rows, short
 from rollouts.errors import DataError
 from rollouts.types import Message, Prompt, content_id
 
-__all__ = ["FIELDS", "Demonstration", "Row", "load_demonstrations", "load_prompts", "load_rows"]
+__all__ = [
+    "FIELDS", "Demonstration", "Row", "iterate_rows", "load_demonstrations", "load_prompts", "load_rows",
+    "prompt_reader",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -93,17 +96,38 @@ def load_prompts(
     Raises:
         DataError: one line with file, line and field of the first bad row.
     """
-    reader = _Reader(what, fields or {}, constants or {}, system)
+    read = prompt_reader(
+        fields, constants=constants, answer_pattern=answer_pattern, system=system, what=what, no_images=no_images
+    )
     prompts: dict[str, Prompt] = {}
     rows = load_rows(path, what, limit)
     for row in rows:
-        prompt = _prompt(reader, row, answer_pattern)
-        if no_images and prompt.images:
-            raise reader.error(row, "images", no_images)
+        prompt = read(row)
         prompts.setdefault(prompt.prompt_id, prompt)
     if len(prompts) < len(rows):
         log.warning("%s: dropped %d of %d rows, exact duplicates of others", path, len(rows) - len(prompts), len(rows))
     return list(prompts.values())
+
+
+def prompt_reader(
+    fields: Mapping[str, str] | None = None,
+    *,
+    constants: Mapping[str, Any] | None = None,
+    answer_pattern: str | None = None,
+    system: str | None = None,
+    what: str = "data.prompts",
+    no_images: str = "",
+) -> Callable[[Row], Prompt]:
+    """What makes a prompt of a row. Arguments as for `load_prompts`, and so are the errors of what is returned."""
+    reader = _Reader(what, fields or {}, constants or {}, system)
+
+    def read(row: Row) -> Prompt:
+        prompt = _prompt(reader, row, answer_pattern)
+        if no_images and prompt.images:
+            raise reader.error(row, "images", no_images)
+        return prompt
+
+    return read
 
 
 def load_demonstrations(

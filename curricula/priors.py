@@ -62,6 +62,13 @@ class Priors:
         for number in np.flatnonzero(grown_C >= np.clip(np.minimum(self._fitted_C, MEMORY) / REFIT, 1, None)).tolist():
             self._fit(number)
 
+    def add(self, class_number: int) -> None:
+        """Adds a kind of which nothing is known but its class."""
+        self.class_K = np.append(self.class_K, np.int32(class_number))
+        self.counts_KG = np.vstack((self.counts_KG, np.zeros(self.counts_KG.shape[1])))
+        self.alpha_K, self.beta_K = np.append(self.alpha_K, 0.0), np.append(self.beta_K, 0.0)
+        self._fit(class_number)
+
     def fit(self) -> None:
         """Fits all kinds to their counts."""
         for number in range(len(self._groups_C)):

@@ -46,7 +46,7 @@ def load_rows(path: str, what: str = "data", limit: int | None = None) -> list[R
     Raises:
         DataError: no such file or data set, no rows, a line that is not a JSON object.
     """
-    rows = list(islice(_rows(path, what), limit))
+    rows = list(islice(iterate_rows(path, what), limit))
     if not rows:
         raise DataError(f"{path}: no rows; set {what}.path to a file that has some")
     return rows
@@ -58,10 +58,14 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:28]}…{text[-28:]}"
 
 
-# Rows, one after the other, so that a limit reads no more than it needs.
+def iterate_rows(path: str, what: str = "data", streaming: bool = False) -> Iterator[Row]:
+    """The rows of what `load_rows` reads, one after the other, so that no more is read than is asked for.
 
+    `streaming`: a `datasets` name is not downloaded, but read over the network as far as it is asked for.
 
-def _rows(path: str, what: str) -> Iterator[Row]:
+    Raises:
+        DataError: while iterating; as for `load_rows`, but that there may be no rows.
+    """
     if not path:
         raise DataError(f"no data: set {what}.path")
     place = Path(path).expanduser()
@@ -78,7 +82,7 @@ def _rows(path: str, what: str) -> Iterator[Row]:
     elif _DOTTED.fullmatch(path):
         yield from _function_rows(path, what)
     else:
-        yield from _dataset_rows(path, what)
+        yield from _dataset_rows(path, what, streaming)
 
 
 def _file_rows(file: Path) -> Iterator[Row]:
@@ -123,19 +127,27 @@ def _function_rows(path: str, what: str) -> Iterator[Row]:
         yield Row(values, path, line)
 
 
-def _dataset_rows(path: str, what: str) -> Iterator[Row]:
+def _dataset_rows(path: str, what: str, streaming: bool) -> Iterator[Row]:
     import datasets
 
     name, _, split = path.partition(":")
     repository, config = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
     try:
-        dataset = datasets.load_dataset(repository, config, split=split or "train")
+        dataset = datasets.load_dataset(repository, config, split=split or "train", streaming=streaming)
     except Exception as error:
         # What fails here comes from half a dozen libraries that share no base class: name, network, licence, format.
         reason = f"{type(error).__name__}: {_first_line(error)}"
         raise DataError(f"{path}: no file, and no data set that can be loaded ({reason}); set {what}.path") from error
+    read = 0
     # As Arrow, an image stays a mapping with its bytes; as Python values it would be decoded.
-    yield from _number(dataset.with_format("arrow").iter(1000), path)
+    rows = _number(dataset.with_format("arrow").iter(1000), path)
+    try:
+        for row in rows:
+            yield row
+            read = row.line
+    except Exception as error:  # a streamed one is read over the network
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise DataError(f"{path}: can not be read behind row {read} ({reason}); try again") from error
 
 
 def _number(batches: Iterable[Any], file: str) -> Iterator[Row]:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from curricula.curriculum import Curriculum
-from curricula.selection import SELECTIONS, together
+from curricula.selection import IN_ORDER, SELECTIONS, together
 from curricula.stats import StatsTable
+from curricula.window import PromptWindow
 from rollouts.errors import CheckpointError
 from rollouts.types import Prompt
 
@@ -35,12 +36,13 @@ class Restored:
 class PromptSampler:
     """Draws prompts of a capability; a prompt in flight is not drawn again.
 
+    With a window on a stream, prompts that were drawn make room for the next ones of the stream, which take their rows.
     See `selection.py` for the ways of choosing.
     """
 
     def __init__(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt] | PromptWindow,
         selection: str,
         group_size: int,
         seed: int,
@@ -49,20 +51,23 @@ class PromptSampler:
         """Takes the prompts in a fixed order.
 
         Args:
-            prompts: read once; later only those that are drawn.
+            prompts: read once; later only those that are drawn. Or a window on a stream.
             selection: `signal`, `uniform`, `dynamic_sampling` or `pools`.
             group_size: rollouts in a group.
             seed: of the draws.
             curriculum: the numbers that the selection goes by.
         """
-        self.prompts = prompts
-        self._stats = StatsTable(prompts, group_size)
+        self.window = prompts if isinstance(prompts, PromptWindow) else None
+        self.prompts = prompts.prompts if isinstance(prompts, PromptWindow) else prompts
+        self._stats = StatsTable(self.prompts, group_size)
         self._rng = np.random.default_rng(seed)
-        self.name = selection
-        self.selection = SELECTIONS[selection](self._stats, curriculum or Curriculum(), self._rng)
+        in_order = self.window is not None and selection in IN_ORDER
+        kind = (IN_ORDER if in_order else SELECTIONS)[selection]
+        self.selection = kind(self._stats, curriculum or Curriculum(), self._rng)
+        self.name = f"{selection} in order" if in_order else selection  # what a state is of
         self._numbers = {name: number for number, name in enumerate(self._stats.capabilities)}
         self._in_flight: Counter[int] = Counter()
-        self._together = together(len(prompts))
+        self._together = together(len(self.prompts))
         self._finished: list[tuple[int, Sequence[bool] | None, int]] = []  # draws that are still to be settled
 
     @property
@@ -114,9 +119,22 @@ class PromptSampler:
         self.selection.observed(np.array(list(dict.fromkeys(row for row, _, _ in groups)), dtype=np.int64))
         self._in_flight.subtract(row for row, _, _ in finished)
         back = [row for row in dict.fromkeys(row for row, _, _ in finished) if self._in_flight[row] <= 0]
+        drawn = [row for row in back if self._in_flight[row] == 0]  # the groups of a scan were not
         for row in back:
             del self._in_flight[row]
         self.selection.put(back)
+        if self.window is not None and drawn:
+            self._renew(self.window, drawn)
+
+    def _renew(self, window: PromptWindow, drawn: Sequence[int]) -> None:
+        """Lets the next prompts of the stream in, now that these draws have ended."""
+        replaced = []
+        for row in self.selection.leaving(np.array(drawn)):
+            prompt = window.replace(row)
+            if prompt is not None:
+                self._stats.replace(row, prompt)
+                replaced.append(row)
+        self.selection.replaced(replaced)
 
     def _capability(self, row: int) -> int:
         return int(self._stats.capability(np.array([row]))[0])
@@ -148,11 +166,13 @@ class PromptSampler:
         return Restored(len(rows), len(state["prompt_ids"]) - len(rows), len(self._stats.prompt_ids) - len(rows))
 
     def save(self, directory: Path) -> None:
-        """Writes `sampler.npz` into a checkpoint that is being made."""
+        """Writes `sampler.npz` into a checkpoint that is being made, and the window beside it, if there is one."""
         np.savez(directory / FILE, **self.state_dict())  # type: ignore[arg-type]
+        if self.window is not None:
+            self.window.save(directory)
 
     def load(self, directory: Path) -> Restored:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, but the window, which is read when it is made.
 
         Raises:
             CheckpointError: the file is missing or damaged.

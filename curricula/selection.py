@@ -7,7 +7,7 @@ same however many prompts there are.
 from __future__ import annotations
 
 from array import array
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +31,8 @@ MARGIN = 0.05
 """How far past an edge the expected pass rate has to be for a prompt to leave its bucket."""
 LONGEST = 4
 """How often the time to the next re-test is doubled at most."""
+FRESH = 8
+"""One part in so many of a window is kept unseen: prompts that were seen make room for the stream's next ones."""
 POOL_EDGES = (0.2, 0.8)
 """`pools`: a prompt is hard up to the first, and easy from the second pass rate of its last group."""
 
@@ -84,6 +86,27 @@ class Uniform:
         for row, number in zip(rows, sets.tolist(), strict=True):
             self.sets.move(row, number)
 
+    def leaving(self, rows_N: np.ndarray) -> list[int]:
+        """Which prompts of a window make room for the next ones of the stream, now that draws of these have ended.
+
+        As many as it takes for enough of each capability to be unseen; first those that are not worth drawing, then
+        those that were seen longest ago. None that is in flight.
+        """
+        leaving: list[int] = []
+        for capability in np.unique(self.stats.capability(rows_N)).tolist():
+            sets = self.sets.sets[capability * self.sets_each : (capability + 1) * self.sets_each]
+            rows_M = np.concatenate([np.array(rows, dtype=np.int64) for rows in sets])
+            seen_M = rows_M[self.stats.attempts_P[rows_M] > 0]
+            size = np.count_nonzero(self.stats.capability(np.arange(len(self.stats.kind_P))) == capability)
+            missing = -(-size // FRESH) - (len(rows_M) - len(seen_M))
+            order = np.lexsort((self.stats.version_P[seen_M], ~self._retired(seen_M)))
+            leaving += seen_M[order[: max(missing, 0)]].tolist()
+        return leaving
+
+    def replaced(self, rows: Sequence[int]) -> None:
+        """Other prompts are in these rows, which were never drawn."""
+        self.put(rows)
+
     def columns(self) -> dict[str, np.ndarray]:
         """Copies of what is to be saved of each prompt, by name: each [P]."""
         return {"set": np.array(self.sets.set_P), "place": np.array(self.sets.place_P)}
@@ -103,8 +126,67 @@ class Uniform:
         """The set of each prompt within those of its capability: [N]."""
         return np.zeros(len(rows_N), dtype=np.int64)
 
+    def _retired(self, rows_N: np.ndarray) -> np.ndarray:
+        """Which prompts are not worth drawing: [N]."""
+        retired: np.ndarray = self.stats.last_P[rows_N] % self.stats.group_size == 0
+        return retired
+
     def _any(self, rows: Sequence[int]) -> int:
         return rows[int(self._rng.random() * len(rows))]
+
+
+class InOrder(Uniform):
+    """Each prompt of a stream once, in the order of the stream; where there is no next one, the oldest draw's again."""
+
+    def __init__(self, stats: StatsTable, curriculum: Curriculum, rng: np.random.Generator) -> None:
+        """The first prompts are in the order of their rows."""
+        super().__init__(stats, curriculum, rng)
+        self._turns, self._queues = 0, [deque[tuple[int, int]]() for _ in stats.capabilities]
+        self.turn_P = np.zeros(len(stats.kind_P), dtype=np.int64)
+        self._enqueue(range(len(self.turn_P)))
+
+    def pick(self, capability: int) -> int | None:
+        """As `Uniform.pick`."""
+        queue = self._queues[capability]
+        while queue:
+            turn, row = queue.popleft()
+            if self.sets.set_P[row] != NONE and self.turn_P[row] == turn:  # not in flight, or behind another one since
+                return row
+        return None
+
+    def put(self, rows: Sequence[int]) -> None:
+        """As `Uniform.put`."""
+        super().put(rows)
+        self._enqueue(rows)
+
+    def leaving(self, rows_N: np.ndarray) -> list[int]:
+        """As `Uniform.leaving`: those that were drawn, whatever came of it."""
+        leaving: list[int] = rows_N.tolist()
+        return leaving
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """As `Uniform.columns`."""
+        return {**super().columns(), "turn": self.turn_P.copy()}
+
+    def restore(self, columns: dict[str, np.ndarray], version: int) -> None:
+        """As `Uniform.restore`."""
+        self.turn_P = columns["turn"]
+        self._turns = int(self.turn_P.max(initial=-1)) + 1
+        for queue in self._queues:
+            queue.clear()
+        super().restore(columns, version)
+        # Those that were in flight are in the queues by now, behind the others.
+        waiting_N = np.flatnonzero(columns["set"] != NONE)
+        order_N = waiting_N[np.argsort(self.turn_P[waiting_N])][::-1]
+        for row, number in zip(order_N.tolist(), self.stats.capability(order_N).tolist(), strict=True):
+            self._queues[number].appendleft((int(self.turn_P[row]), row))
+
+    def _enqueue(self, rows: Sequence[int]) -> None:
+        capabilities = self.stats.capability(np.array(rows, dtype=np.int64)).tolist()
+        for row, number in zip(rows, capabilities, strict=True):
+            self.turn_P[row] = self._turns
+            self._queues[number].append((self._turns, row))
+            self._turns += 1
 
 
 class Pools(Uniform):
@@ -206,6 +288,11 @@ class Signal(Uniform):
         for row, version_due in zip(rows_N[retired].tolist(), due[retired].tolist(), strict=True):
             self._calendar[version_due].append(row)
 
+    def replaced(self, rows: Sequence[int]) -> None:
+        """As `Uniform.replaced`."""
+        self.bucket_P[rows] = self.due_P[rows] = self.confirmed_P[rows] = 0
+        super().replaced(rows)
+
     def columns(self) -> dict[str, np.ndarray]:
         """As `Uniform.columns`. What was chosen ahead is forgotten, so that a restored sampler goes on alike."""
         for chosen in self._chosen:
@@ -226,6 +313,9 @@ class Signal(Uniform):
     def _bucket(self, rows_N: np.ndarray) -> np.ndarray:
         bucket, due = self.bucket_P[rows_N], self.due_P[rows_N]
         return np.where((due > 0) & (due <= self.version), DUE, bucket).astype(np.int64)
+
+    def _retired(self, rows_N: np.ndarray) -> np.ndarray:
+        return np.isin(self.bucket_P[rows_N], RETIRED)
 
     def _choose(self, sets: Sequence[array[int]]) -> list[int]:
         """The rows of the next draws, the last one first; there may be repetitions."""
@@ -266,3 +356,5 @@ def _some(rows: array[int], shape: tuple[int, ...], rng: np.random.Generator) ->
 SELECTIONS: dict[str, type[Uniform]] = {
     "uniform": Uniform, "dynamic_sampling": Uniform, "pools": Pools, "signal": Signal,
 }  # fmt: skip
+IN_ORDER = dict.fromkeys(("uniform", "dynamic_sampling"), InOrder)
+"""What takes their place with a window on a stream."""

@@ -81,7 +81,7 @@ class StatsTable:
             capabilities.setdefault(prompt.capability, len(capabilities))
             self.kind_P[row] = kinds.setdefault((prompt.capability, prompt.difficulty, prompt.source), len(kinds))
         self.prompt_ids = np.array(ids, dtype=np.bytes_)
-        self.capabilities, self.kinds = list(capabilities), ["/".join(map(str, kind)) for kind in kinds]
+        self.capabilities, self.kinds = list(capabilities), [_name(*kind) for kind in kinds]
         self.group_size, self.decays = group_size, tuple(decays)
         self.priors = Priors([capabilities[kind[0]] for kind in kinds], group_size)
         self.moves = Priors(np.repeat(np.arange(len(capabilities)), group_size + 1).tolist(), group_size)
@@ -136,6 +136,21 @@ class StatsTable:
         self.solves_P[rows_N] += solved_N
         self.version_P[rows_N] += age
         self.last_P[rows_N] = np.rint(solved_N * (self.group_size / seen_N))
+
+    def replace(self, row: int, prompt: Prompt) -> None:
+        """Puts another prompt of the same capability into a row; nothing is known of it but its kind."""
+        name = _name(prompt.capability, prompt.difficulty, prompt.source)
+        if name not in self.kinds:
+            self.kinds.append(name)
+            self.priors.add(self.capabilities.index(prompt.capability))
+        self.kind_P[row] = self.kinds.index(name)
+        prompt_id = np.bytes_(prompt.prompt_id.encode())
+        if len(prompt_id) > self.prompt_ids.itemsize:  # NumPy would cut it off
+            self.prompt_ids = self.prompt_ids.astype(f"S{len(prompt_id)}")
+        self.prompt_ids[row] = prompt_id
+        for name in self._COLUMNS:
+            getattr(self, name)[row] = 0
+        self.weight_PB[row] = 1 / self.weight_PB.shape[1]
 
     def capability(self, rows_N: np.ndarray) -> np.ndarray:
         """The number of each prompt's capability: [N]."""
@@ -205,9 +220,10 @@ class StatsTable:
         self.priors.fit()  # as they are when restored
         self.moves.fit()
         return {
-            "prompt_ids": self.prompt_ids,
+            "prompt_ids": self.prompt_ids.copy(),
             **{f"stats/{name}": getattr(self, name).copy() for name in self._COLUMNS},
             "kinds": np.array(self.kinds),
+            "kinds/capability": self.priors.class_K.copy(),
             "kinds/groups": self.priors.counts_KG.copy(),
             "capabilities": np.array(self.capabilities),
             "capabilities/moves": self._follow_ups().copy(),
@@ -226,6 +242,7 @@ class StatsTable:
             _, rows, places = np.intersect1d(self.prompt_ids, state["prompt_ids"], return_indices=True)
         for name in self._COLUMNS:
             getattr(self, name)[rows] = state[f"stats/{name}"][places]
+        self._remember_kinds(state)
         _, kinds, saved = np.intersect1d(self.kinds, state["kinds"], return_indices=True)
         _, capabilities, saved_capabilities = np.intersect1d(
             self.capabilities, state["capabilities"], return_indices=True
@@ -241,6 +258,23 @@ class StatsTable:
         self.moves.fit()
         return rows, places
 
+    def _remember_kinds(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes over the kinds of a state in its order, also those whose prompts are gone: others may follow them."""
+        if "kinds/capability" not in state:  # written by an older version
+            return
+        numbers = {name: number for number, name in enumerate(self.capabilities)}
+        saved = zip(state["kinds"].tolist(), state["capabilities"][state["kinds/capability"]].tolist(), strict=True)
+        class_of = {name: numbers[capability] for name, capability in saved if capability in numbers}
+        class_of |= dict(zip(self.kinds, self.priors.class_K.tolist(), strict=True))
+        places = {name: place for place, name in enumerate(class_of)}
+        self.kind_P = np.array([places[name] for name in self.kinds], dtype=np.int32)[self.kind_P]
+        self.kinds, self.priors = list(class_of), Priors(list(class_of.values()), self.group_size)
+
     def _follow_ups(self) -> np.ndarray:
         """The groups that followed upon each last group."""
         return self.moves.counts_KG.reshape(-1, self.group_size + 1, self.group_size + 1)
+
+
+def _name(capability: str, difficulty: int | None, source: str) -> str:
+    """The name of a kind of prompts."""
+    return f"{capability}/{difficulty}/{source}"

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
 
-from curricula.datasets import Demonstration, load_demonstrations, load_prompts
+from curricula.datasets import Demonstration, iterate_rows, load_demonstrations, load_prompts, prompt_reader
 from curricula.instructions import Instruction, InstructionPools, load_instructions
+from curricula.stream import PromptStream
+from curricula.window import PATIENCE, PromptWindow
 from posttrain.config import Config, DataSource, resolve_data
 from rollouts.errors import DataError
 from rollouts.generator import Conversation
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt
 
+_NOT_SET = "data.{}.path is not set; name a JSONL or Parquet file, or a `datasets` name"
+
 
 def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say: Callable[[str], None]) -> list[Prompt]:
     """The prompts of `data.prompts` or `data.heldout` that leave room for an answer of `max_tokens`.
+
+    Where `data.prompts.window` is set, only its first ones.
 
     Held-out ones are under an instruction of their capability's pool already, others have their own still.
 
@@ -24,7 +32,13 @@ def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say:
     """
     source: DataSource = getattr(config.data, what)
     if not source.path:
-        raise DataError(f"data.{what}.path is not set; name a JSONL or Parquet file, or a `datasets` name")
+        raise DataError(_NOT_SET.format(what))
+    if source.window is not None:
+        found = _stream(config, renderer, max_tokens).first(source.window, PATIENCE)
+        say(f"{source.path}: the first {len(found)} prompts (data.prompts.window)")
+        return found
+    pools = instructions(config)
+    room = config.max_model_len - max_tokens
     found = load_prompts(
         resolve_data(source.path),
         source.fields,
@@ -35,15 +49,13 @@ def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say:
         what=f"data.{what}",
         no_images=_no_images(config),
     )
-    pools = instructions(config)
-    room = config.max_model_len - max_tokens
     if what == "heldout":
         found = [pools.for_evaluation(prompt) for prompt in found]
         fitting = renderer.fitting(found, room)
     else:
-        if missing := set(pools.capabilities) - {prompt.capability for prompt in found}:
-            say(f"data.instructions: no prompt of data.{what} has the capability {', '.join(sorted(missing))}")
-        fitting = _fitting_under_any(pools, renderer, found, room)
+        _tell_missing(pools, found, say)
+        fits = _fits_under_any(pools, renderer, room)
+        fitting = [prompt for prompt in found if fits(prompt)]
     if not fitting:
         raise DataError(
             f"{source.path}: no prompt leaves room for {max_tokens} tokens within max_model_len={config.max_model_len}"
@@ -53,16 +65,68 @@ def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say:
     return fitting
 
 
-def _fitting_under_any(pools: InstructionPools, renderer: Renderer, found: list[Prompt], room: int) -> list[Prompt]:
-    """The prompts that fit under the longest instruction that a draw may ask them under."""
+def window(config: Config, renderer: Renderer, say: Callable[[str], None], checkpoint: Path | None) -> PromptWindow:
+    """The window on `data.prompts` that RL draws from, as a checkpoint keeps it, if there is one.
+
+    Raises:
+        DataError: as `prompts`, of the rows that are read.
+        CheckpointError: the checkpoint's is damaged.
+    """
+    source, max_tokens = config.data.prompts, config.rl.sampling.max_tokens
+    assert source.window is not None
+    stream = _stream(config, renderer, max_tokens)
+    found = PromptWindow(stream, source.window, config.rl.quotas, checkpoint)
+    _tell_missing(instructions(config), found.prompts, say)
+    say(
+        f"{source.path}: read as it is needed, at most {source.window} prompts at a time; {found} from "
+        f"{stream.position:,} rows so far" + f" of pass {stream.passes + 1}" * bool(stream.passes)
+    )
+    return found
+
+
+def _stream(config: Config, renderer: Renderer, max_tokens: int) -> PromptStream:
+    """The prompts of `data.prompts`, row by row, with those that leave no room for `max_tokens`.
+
+    Raises:
+        DataError: no path is set, or a field is none of ours.
+    """
+    source = config.data.prompts
+    if not source.path:
+        raise DataError(_NOT_SET.format("prompts"))
+    path = resolve_data(source.path)
+    read = prompt_reader(
+        source.fields,
+        constants=source.constants,
+        answer_pattern=source.answer_pattern,
+        system=source.system,
+        no_images=_no_images(config),
+    )
+    return PromptStream(
+        source.path,
+        lambda: islice(iterate_rows(path, "data.prompts", streaming=True), source.limit),
+        read,
+        _fits_under_any(instructions(config), renderer, config.max_model_len - max_tokens),
+    )
+
+
+def _tell_missing(pools: InstructionPools, found: Sequence[Prompt], say: Callable[[str], None]) -> None:
+    if missing := set(pools.capabilities) - {prompt.capability for prompt in found}:
+        say(f"data.instructions: no prompt of data.prompts has the capability {', '.join(sorted(missing))}")
+
+
+def _fits_under_any(pools: InstructionPools, renderer: Renderer, room: int) -> Callable[[Prompt], bool]:
+    """Whether a prompt fits under the longest instruction that a draw may ask it under."""
 
     def length(instruction: Instruction) -> int:
         return len(renderer.prompt_tokens([{"role": "system", "content": instruction.text}]))
 
     longest = {name: max(pools.of(name, trained=True), key=length) for name in pools.capabilities}
-    asked = [longest[prompt.capability].ask(prompt) if prompt.capability in longest else prompt for prompt in found]
-    fitting = {prompt.prompt_id for prompt in renderer.fitting(asked, room)}
-    return [prompt for prompt in found if prompt.prompt_id in fitting]
+
+    def fits(prompt: Prompt) -> bool:
+        asked = longest[prompt.capability].ask(prompt) if prompt.capability in longest else prompt
+        return bool(renderer.fitting([asked], room))
+
+    return fits
 
 
 def instructions(config: Config) -> InstructionPools:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from curricula.instructions import InstructionPools
+from curricula.row_sets import NONE
 from curricula.sampler import PromptSampler
 from posttrain.ledger import DrawRow
 from posttrain.rl_state import RLState
 from posttrain.slots import Draw
 from rollouts.errors import CheckpointError
 from rollouts.recorder import read_groups
-from rollouts.types import RolloutGroup
+from rollouts.types import Prompt, RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,24 @@ def pending_draws(state: RLState, sampler: PromptSampler, instructions: Instruct
         raise CheckpointError(f"{missing}: missing; the checkpoint counts on it: put it back, or choose another one")
     rows = {prompt.prompt_id: row for row, prompt in enumerate(sampler.prompts)} if state.watermark.pending else {}
     draws: dict[int, Draw] = {}
-    removed, admitted = [], {}
+    admitted: dict[int, Prompt | None] = {}
+    left: list[DrawRow] = []  # judged, and their prompts made room for the next ones of the stream
+    removed: list[DrawRow] = []
     for was in state.watermark.pending:
         row = rows.get(was.prompt_id)
-        if row is None:
+        if row is not None:
+            prompt = instructions.for_draw(sampler.prompts[row], was.draw_id)
+            draws[was.draw_id] = Draw(was.draw_id, row, prompt, was.version)
+            if was.state == "admitted":
+                admitted[was.draw_id] = prompt
+        elif was.state == "admitted" and sampler.window is not None:
+            admitted[was.draw_id] = None
+            left.append(was)
+        else:
             removed.append(was)
-            continue
-        prompt = instructions.for_draw(sampler.prompts[row], was.draw_id)
-        draws[was.draw_id] = Draw(was.draw_id, row, prompt, was.version)
-        if was.state == "admitted":
-            admitted[was.draw_id] = prompt
     groups = read_groups(paths, admitted)
+    for was in left:
+        draws[was.draw_id] = Draw(was.draw_id, NONE, groups[was.draw_id].prompt, was.version)
     return Pending(
-        [(draw, groups[draw_id] if draw_id in admitted else None) for draw_id, draw in draws.items()], removed
+        [(draws[draw_id], groups[draw_id] if draw_id in admitted else None) for draw_id in sorted(draws)], removed
     )

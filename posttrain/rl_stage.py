@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from curricula.curriculum import Curriculum
 from curricula.sampler import PromptSampler
+from curricula.window import PromptWindow
 from judges.scorer import load_scorer
 from posttrain import data
 from posttrain.cluster import Cluster, GeneratorPool, answer, run
@@ -82,9 +82,14 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     if checkpoint and state:
         state.check(config, checkpoint)
     renderer = Renderer(parent)
-    prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
+    prompts: list[Prompt] | PromptWindow
+    if config.data.prompts.window is None:
+        prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
+    else:
+        prompts = data.window(config, renderer, say, checkpoint)
     heldout = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say) if config.rl.eval_every else []
-    known = _scan(config, prompts) if checkpoint is None else {}  # a checkpoint's statistics know it already
+    held = prompts.prompts if isinstance(prompts, PromptWindow) else prompts
+    known = _scan(config, held) if checkpoint is None else {}  # a checkpoint's statistics know it already
     rundir.save_config()
     with Cluster.of(config, ROLES["rl"]) as cluster:
         stage = RLStage(config, rundir, cluster, renderer, parent, checkpoint, state)
@@ -132,11 +137,13 @@ class RLStage:
         self._drawing: asyncio.Task[None] | None = None  # of the curriculum
         self._drawn = 0  # the version at which that began
 
-    async def run(self, prompts: list[Any], heldout: list[Any], known: Mapping[str, tuple[int, int]]) -> Path:
+    async def run(
+        self, prompts: list[Prompt] | PromptWindow, heldout: list[Prompt], known: Mapping[str, tuple[int, int]]
+    ) -> Path:
         """Trains, with a checkpoint every so often and at the end, whatever ends it but an error.
 
         Args:
-            prompts: to train on.
+            prompts: to train on, or a window on a stream of them.
             heldout: to evaluate on.
             known: prompt id → samples and solved ones of a scan.
         """
@@ -158,7 +165,6 @@ class RLStage:
         self.heldout, self.scorer = heldout, load_scorer(self.config.reward)
         self.started = time.monotonic()
         self.engines_before = await self.workers.engine_metrics()
-        self.prompts = prompts
         with on_interrupt(self.controller.stop), bar("rl", rl.steps, "step", done=version) as self.bar:
             await self._check_drift(version)
             await self._evaluate(version)
@@ -231,8 +237,9 @@ class RLStage:
         rl = self.config.rl
         if not rl.drift_every:
             return
-        first = version * DRIFT_PROMPTS % len(self.prompts)
-        drift = await self.workers.drift(self.prompts[first : first + DRIFT_PROMPTS])
+        prompts = self.sampler.prompts
+        first = version * DRIFT_PROMPTS % len(prompts)
+        drift = await self.workers.drift(prompts[first : first + DRIFT_PROMPTS])
         self.log.write(version, {"drift": drift})
         limit = rl.max_drift or MAX_DRIFT[self.config.dtype]
         if drift <= limit:  # not so where it is not a number

@@ -19,7 +19,11 @@ from rollouts.types import Prompt, RolloutGroup
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of a prompt; `version` is the policy version that the generators held."""
+    """One draw of a prompt; `version` is the policy version that the generators held.
+
+    `row` is the prompt's in the sampler while the draw is under way; behind the gate a window on a stream may have
+    another one there.
+    """
 
     draw_id: int
     row: int

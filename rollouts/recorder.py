@@ -55,8 +55,12 @@ def _rows(group: RolloutGroup) -> Iterable[dict[str, Any]]:
         }
 
 
-def read_groups(paths: Sequence[Path], prompts: Mapping[int, Prompt]) -> dict[int, RolloutGroup]:
-    """The groups of some draws, by draw id, as they were written; `prompts` has the prompt of each draw."""
+def read_groups(paths: Sequence[Path], prompts: Mapping[int, Prompt | None]) -> dict[int, RolloutGroup]:
+    """The groups of some draws, by draw id, as they were written.
+
+    `prompts` has the prompt of each draw. None: what was written of it, which is what it was asked as, not how it is
+    verified.
+    """
     import pyarrow.dataset as ds
 
     if not paths or not prompts:
@@ -65,9 +69,16 @@ def read_groups(paths: Sequence[Path], prompts: Mapping[int, Prompt]) -> dict[in
     groups: dict[int, RolloutGroup] = {}
     for row in table.to_pylist():
         draw_id = row["draw_id"]
-        group = groups.setdefault(draw_id, RolloutGroup(draw_id, prompts[draw_id], row["prompt_token_ids"], []))
-        group.rollouts.append(_rollout(row))
+        if draw_id not in groups:
+            prompt = prompts[draw_id] or _prompt(row)
+            groups[draw_id] = RolloutGroup(draw_id, prompt, row["prompt_token_ids"], [])
+        groups[draw_id].rollouts.append(_rollout(row))
     return groups
+
+
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    messages = tuple(json.loads(row["messages"]))
+    return Prompt(row["prompt_id"], messages, row["capability"], instruction=row["instruction"])
 
 
 def _rollout(row: Mapping[str, Any]) -> Rollout:

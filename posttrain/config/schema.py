@@ -59,6 +59,14 @@ class DataSource(Section):
     """A system instruction put before rows that have none. null: none."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first so many rows. null: all."""
+    window: int | None = Field(default=None, ge=1)
+    """Of `data.prompts`: hold at most so many prompts, and read the next rows as these are drawn, for a source that is
+    too large, or has no end: a function that goes on yielding, or a `datasets` name, which is streamed then. Each
+    capability has its share of the window (see `rl.quotas`; without quotas, those of the first so many prompts). With
+    `uniform` and `dynamic_sampling` each prompt is drawn once, in the order of the source; with the others it stays as
+    long as it is worth drawing. A source that ends is read from its start again. A resumed run goes on with the prompts
+    that it held and behind the row where it was, so a function should yield the same rows when it is called again.
+    Everything but RL takes the first so many prompts. null: all rows are read at once."""
 
     @field_validator("answer_pattern")
     @classmethod
@@ -138,6 +146,14 @@ class DataConfig(Section):
     """The prompts of every evaluation; none of them may be in the two others."""
     instructions: InstructionsConfig = InstructionsConfig()
     """System instructions that prompts are asked under, by capability. Not given: their own."""
+
+    @model_validator(mode="after")
+    def _only_prompts_are_streamed(self) -> Self:
+        for name, source in (("demonstrations", self.demonstrations), ("heldout", self.heldout)):
+            if source.window is not None:
+                why = f"only data.prompts has a window; data.{name}.limit takes the first so many rows"
+                raise conflict(f"{name}.window", source.window, why)
+        return self
 
 
 class GeneratorsConfig(Section):
@@ -657,6 +673,13 @@ class Config(Section):
             )
             why = why.format(self.generators.gpus_each) + "for the two together"
             raise conflict("trainer.gpus", self.trainer.gpus, why)
+        window, rl = self.data.prompts.window, self.rl
+        least = 2 * rl.prompts_per_step * (rl.max_staleness + 1)
+        if window is not None and window < least:
+            why = (
+                f"expected at least 2 * rl.prompts_per_step * (rl.max_staleness + 1) = {least}, twice what is under way"
+            )
+            raise conflict("data.prompts.window", window, why)
         lengths = {"rl.sampling.max_tokens": self.rl.sampling.max_tokens, "eval.max_tokens": self.eval.max_tokens}
         for key, length in lengths.items():
             if length >= self.max_model_len:

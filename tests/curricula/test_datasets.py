@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curricula.datasets import Demonstration, Row, load_demonstrations, load_prompts, load_rows
+from curricula.datasets import Demonstration, Row, iterate_rows, load_demonstrations, load_prompts, load_rows
 from rollouts.errors import DataError
 from rollouts.types import Prompt, content_id
 
@@ -81,12 +81,13 @@ def hub(monkeypatch):
     """Stands in for the hub: the call, and a data set with an image that must not be decoded."""
     calls = []
 
-    def load_dataset(name, config, split):
+    def load_dataset(name, config, split, streaming):
         calls.append((name, config, split))
         if name == "no/net":
             raise ConnectionError("Couldn't reach 'no/net' on the Hub\nand more lines")
         features = datasets.Features({"q": datasets.Value("string"), "image": datasets.Image()})
-        return datasets.Dataset.from_dict({"q": ["what?"], "image": [{"bytes": b"png", "path": None}]}, features)
+        found = datasets.Dataset.from_dict({"q": ["what?"], "image": [{"bytes": b"png", "path": None}]}, features)
+        return found.to_iterable_dataset() if streaming else found
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return calls
@@ -98,6 +99,10 @@ def test_names_of_the_hub(hub):
     load_rows("o/n")
     load_rows("squad:train[:10]")
     assert hub == [("o/n", "main", "test"), ("o/n", None, "train"), ("squad", None, "train[:10]")]
+
+
+def test_a_streamed_name_gives_the_same_rows(hub):
+    assert list(iterate_rows("o/n:test", streaming=True)) == load_rows("o/n:test")
 
 
 def test_an_unreachable_hub(hub):
