@@ -46,10 +46,11 @@ def test_what_is_more_than_drawn_is_passed_over_and_told_once(caplog: pytest.Log
     code = next(row for row, prompt in enumerate(found.prompts) if prompt.capability == "code")
     assert [replaced(found, code) for _ in range(10)] == list(range(27, 67, 4))  # rows 3, 7, … are code
     assert len(found) <= 16
-    assert [record.message for record in caplog.records] == [
+    (record,) = caplog.records
+    assert record.message == (
         "numbers: more prompts of the capability 'math' than are drawn: some are passed over "
         "(rl.quotas sets the shares)"
-    ]
+    )
 
 
 def test_weights_share_the_seats_and_other_capabilities_are_left_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,7 @@ from posttrain import data
 from posttrain.config import Config, load_config, resolve_model
 from rollouts.errors import ConfigError
 from rollouts.renderer import Renderer
+from rollouts.types import Prompt
 
 POOLS = """data.instructions.pools={math: [
     {id: short, text: 'End with So:.', format: ['So:', '']},
@@ -105,3 +106,70 @@ def test_a_mistake_in_a_pool_is_one_line(value: str, line: str) -> None:
 def test_a_file_and_pools_are_one_too_many() -> None:
     with pytest.raises(ConfigError, match=r"data\.instructions\.path is set too; keep one of the two"):
         config("data.instructions.path=tiny:instructions", "data.instructions.pools={math: [{id: a, text: b}]}")
+
+
+def stream_config(*overrides: str) -> Config:
+    return load_config("tiny", ["data.prompts.window=120", *overrides])
+
+
+def test_a_window_is_filled_as_the_whole_set_is_read(renderer: Renderer) -> None:
+    said: list[str] = []
+    window = data.window(stream_config(), renderer, said.append, None)
+    whole = data.prompts(config("data.prompts.limit=null"), "prompts", renderer, 96, print)
+    assert len(window) == 120
+    assert {prompt.capability for prompt in window.prompts} == {"math", "reasoning", "code"}
+    for capability, seats in {"math": 34, "reasoning": 34, "code": 22}.items():  # as the quotas of the preset
+        expected = [prompt for prompt in whole if prompt.capability == capability][:seats]
+        assert [prompt for prompt in window.prompts if prompt.capability == capability] == expected
+    (line,) = said
+    assert line.startswith("tiny:rl: read as it is needed, at most 120 prompts at a time; 90 prompts (")
+    assert line.endswith(" rows so far")
+
+
+def test_commands_beside_rl_take_the_first_prompts_of_a_stream(renderer: Renderer) -> None:
+    said: list[str] = []
+    found = data.prompts(stream_config(), "prompts", renderer, 96, said.append)
+    assert found == data.prompts(config("data.prompts.limit=120"), "prompts", renderer, 96, print)
+    assert said == ["tiny:rl: the first 120 prompts (data.prompts.window)"]
+    few = data.prompts(stream_config("data.prompts.limit=50"), "prompts", renderer, 96, print)
+    assert found[:50] == few
+
+
+def test_a_window_holds_what_fits_under_the_longest_instruction(renderer: Renderer) -> None:
+    settings = stream_config(POOLS.replace("\n", " "))
+    longest = data.instructions(settings).of("math")[1]
+
+    def length(prompt: Prompt) -> int:
+        asked = longest.ask(prompt) if prompt.capability == "math" else prompt
+        return len(renderer.prompt_tokens(asked.messages))
+
+    lengths = sorted(map(length, data.prompts(config(), "prompts", renderer, 96, print)))
+    room = lengths[len(lengths) // 2]
+    window = data.window(settings.model_copy(update={"max_model_len": 96 + room}), renderer, print, None)
+    assert len(window) == 120
+    assert max(map(length, window.prompts)) <= room < lengths[-1]
+    missing: list[str] = []
+    data.window(
+        stream_config("data.instructions.pools={maths: [{id: a, text: Answer.}]}"), renderer, missing.append, None
+    )
+    assert missing[0] == "data.instructions: no prompt of data.prompts has the capability maths"
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "data.heldout.window=100",
+            "data.heldout.window: 100: only data.prompts has a window; data.heldout.limit takes the first so many rows",
+        ),
+        (
+            "data.prompts.window=20",
+            "20: expected at least 2 * rl.prompts_per_step * (rl.max_staleness + 1) = 96, twice what is under way",
+        ),
+        ("data.prompts.window=0", "data.prompts.window: 0: expected at least 1"),
+    ],
+)
+def test_a_mistake_in_a_window_is_one_line(override: str, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config(override, "rl.prompts_per_step=16", "rl.max_staleness=2")
+    assert str(error.value).endswith(line)

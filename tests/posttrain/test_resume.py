@@ -2,20 +2,29 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from curricula.instructions import InstructionPools
+from curricula.row_sets import NONE
+from curricula.rows import Row
 from curricula.sampler import PromptSampler
+from curricula.stream import PromptStream
+from curricula.window import PromptWindow
 from posttrain.config import RLConfig
 from posttrain.ledger import Ledger, Watermark
+from posttrain.resume import pending_draws
 from posttrain.rl import Controller, Step
+from posttrain.rl_state import RLState
 from posttrain.slots import Draw, Judged
-from rollouts.types import Prompt
+from rollouts.recorder import write_shard
+from rollouts.types import Prompt, Rollout, RolloutGroup
 from tests.posttrain.simulation import Sampled, SimulatedWorkers, Timing, make_prompts, mixing, simulate
 
 PROMPTS = make_prompts(math=300, code=300)
@@ -45,6 +54,15 @@ class Lineage:
     lives: int = 0
     per_token: float = 0.01  # seconds
     rate: Callable[[Prompt, int], float] = RATE
+    window: int | None = None  # on an endless stream, in the place of the prompts
+
+    def sampler(self) -> PromptSampler:
+        """As the stage makes it, before its statistics are restored."""
+        prompts: Sequence[Prompt] | PromptWindow = self.prompts
+        if self.window is not None:
+            saved = self.path.with_suffix(f".{self.checkpoint.version}") if self.checkpoint else None
+            prompts = PromptWindow(endless(), self.window, checkpoint=saved)
+        return PromptSampler(prompts, self.config.selection, self.config.group_size, seed=0)
 
     def live(self, seconds: float | None = None, lose_slow_ones: bool = False, **changes: Any) -> Controller:
         """Runs from the newest checkpoint for so many seconds, or to the end.
@@ -58,7 +76,7 @@ class Lineage:
         version = self.checkpoint.version if self.checkpoint else 0
         del self.batches[version:]
         self.lives += 1
-        sampler = PromptSampler(self.prompts, self.config.selection, self.config.group_size, seed=0)
+        sampler = self.sampler()
         # Latencies differ from life to life; lengths and outcomes are those of the draw.
         timing = Timing(per_token=self.per_token * (1 + 0.1 * (self.lives % 7)))
         workers = SimulatedWorkers(self.rate, timing=timing, trainer_version=version, version=version)
@@ -69,7 +87,7 @@ class Lineage:
         controller = Controller(self.config, sampler, workers, ledger, version)
         if saved:
             sampler.load_state_dict(saved.sampler)
-            rows = {prompt.prompt_id: row for row, prompt in enumerate(self.prompts)}
+            rows = {prompt.prompt_id: row for row, prompt in enumerate(sampler.prompts)}
             pending = []
             for was in mark.pending:
                 if was.state == "admitted":
@@ -78,7 +96,7 @@ class Lineage:
                     ledger.judged(was.draw_id, "rejected", "lost", 0, 0, 0)
                 else:
                     row = rows[was.prompt_id]
-                    pending.append((Draw(was.draw_id, row, self.prompts[row], was.version), None))
+                    pending.append((Draw(was.draw_id, row, sampler.prompts[row], was.version), None))
             controller.restore(saved.controller, mark.next_draw, pending)
 
         async def keep(version: int) -> None:
@@ -87,6 +105,10 @@ class Lineage:
                 mark = ledger.watermark(controller.next_draw)
                 state = json.loads(json.dumps([controller.state_dict(), mark.as_json()]))
                 self.checkpoint = Checkpoint(version, sampler.state_dict(), *state, dict(controller.slots._ready))
+                if sampler.window is not None:
+                    folder = self.path.with_suffix(f".{version}")
+                    folder.mkdir(exist_ok=True)
+                    sampler.window.save(folder)
 
         async def main() -> None:
             async def report(step: Step) -> None: ...
@@ -111,9 +133,22 @@ class Lineage:
         return self
 
 
-def lineage(path: Path, per_token: float = 0.01, **settings: Any) -> Lineage:
+def lineage(path: Path, per_token: float = 0.01, window: int | None = None, **settings: Any) -> Lineage:
     config = RLConfig(**({"group_size": 4, "prompts_per_step": 8, "steps": 30} | settings))
-    return Lineage(path, config, per_token=per_token)
+    return Lineage(path, config, per_token=per_token, window=window)
+
+
+def endless() -> PromptStream:
+    """Prompts like those of `PROMPTS`, without an end."""
+
+    def rows() -> Iterator[Row]:
+        return (Row({"number": number}, "endless", number + 1) for number in count())
+
+    def read(row: Row) -> Prompt:
+        capability, number = ("math", "code")[row.values["number"] % 2], row.values["number"] // 2
+        return Prompt(f"{capability}-{number}", (), capability, difficulty=number % 3)
+
+    return PromptStream("endless", rows, read, lambda _: True)
 
 
 def trained(run: Lineage) -> list[list[tuple[int, str]]]:
@@ -121,12 +156,19 @@ def trained(run: Lineage) -> list[list[tuple[int, str]]]:
     return [[(sampled.draw.draw_id, sampled.draw.prompt.prompt_id) for sampled in batch] for batch in run.batches]
 
 
-@pytest.mark.parametrize("selection", ["signal", "uniform"])
-@pytest.mark.parametrize("oversample", [1.0, 1.5])
+@pytest.mark.parametrize(
+    ("selection", "oversample", "window"),
+    [
+        ("signal", 1.0, None), ("signal", 1.5, None), ("uniform", 1.0, None), ("uniform", 1.5, None),
+        ("signal", 1.0, 40), ("uniform", 1.5, 40),
+    ],
+)  # fmt: skip
 def test_a_synchronous_run_trains_on_the_same_draws_as_without_interruption(
-    tmp_path: Path, selection: str, oversample: float
+    tmp_path: Path, selection: str, oversample: float, window: int | None
 ) -> None:
-    settings = {"max_staleness": 0, "selection": selection, "oversample": oversample}
+    settings: dict[str, Any] = {
+        "max_staleness": 0, "selection": selection, "oversample": oversample, "window": window,
+    }  # fmt: skip
     whole = lineage(tmp_path / "whole.db", **settings).killed(0)
     broken = lineage(tmp_path / "broken.db", **settings).killed(8)
     assert broken.lives == 9
@@ -136,11 +178,11 @@ def test_a_synchronous_run_trains_on_the_same_draws_as_without_interruption(
 
 @pytest.mark.parametrize("max_staleness", [1, 4])
 @pytest.mark.parametrize("order", ["fifo", "ready"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("seed", "window"), [(0, None), (1, 100)])
 def test_every_draw_is_trained_rejected_or_pending_exactly_once(
-    tmp_path: Path, max_staleness: int, order: str, seed: int
+    tmp_path: Path, max_staleness: int, order: str, seed: int, window: int | None
 ) -> None:
-    run = lineage(tmp_path / "x.db", max_staleness=max_staleness, order=order).killed(10, seed)
+    run = lineage(tmp_path / "x.db", max_staleness=max_staleness, order=order, window=window).killed(10, seed)
     assert run.checkpoint is not None
     ledger = Ledger(run.path, read_only=True)
     rows = ledger.rows("voided_by IS NULL")
@@ -158,6 +200,17 @@ def test_every_draw_is_trained_rejected_or_pending_exactly_once(
         for capability in ("math", "code"):
             ids = [each.draw.draw_id for batch in run.batches for each in batch if each.draw.capability == capability]
             assert ids == sorted(ids)
+
+
+def test_uniform_on_a_stream_draws_no_prompt_twice_over_all_lives(tmp_path: Path) -> None:
+    run = lineage(tmp_path / "x.db", max_staleness=2, selection="uniform", window=64).killed(10)
+    rows = Ledger(run.path, read_only=True).rows("voided_by IS NULL")
+    assert len(rows) > 240
+    for capability in ("math", "code"):
+        drawn = [int(row.prompt_id.split("-")[1]) for row in rows if row.capability == capability]
+        assert len(set(drawn)) == len(drawn)
+        assert drawn == sorted(drawn)
+        assert drawn[-1] < len(drawn) + 3  # none that has its turn is left out
 
 
 def lengths(run: Lineage) -> np.ndarray:
@@ -209,3 +262,30 @@ def test_a_capability_that_lends_its_share_still_does(tmp_path: Path) -> None:
     controller = run.live()
     assert controller.slots.lent == {"useless"}
     assert {sampled.draw.capability for batch in run.batches[-3:] for sampled in batch} == {"math"}
+
+
+def test_a_judged_group_is_kept_though_its_prompt_has_left_the_window(tmp_path: Path) -> None:
+    sampler = PromptSampler(PromptWindow(endless(), 20), "uniform", group_size=2, seed=0)
+    left = Prompt("math-900", ({"role": "user", "content": "as it was asked"},), "math", instruction="short")
+    ledger = Ledger(tmp_path / "x.db")
+    ledger.begin(0, Watermark())
+    for draw_id, prompt_id in enumerate(["math-900", "math-3", "math-4", "math-901"]):
+        ledger.drawn(draw_id, prompt_id, "math", 5, "short")
+        if draw_id < 2:
+            ledger.judged(draw_id, "admitted", None, 1, 2, 4)
+    rollouts = [
+        Rollout([7], [True], [-1.0], [(0, 1, 5)], "stop", "x", float(solved), solved) for solved in (True, False)
+    ]
+    groups = [RolloutGroup(0, left, [1], rollouts), RolloutGroup(1, sampler.prompts[6], [1], rollouts)]
+    write_shard(tmp_path / "a.parquet", groups)
+    state = RLState(5, {}, {}, ledger.watermark(4), ("a.parquet",), {})
+    pending = pending_draws(state, sampler, InstructionPools(), tmp_path)
+    (first, its_group), (second, other), (third, none) = pending.draws
+    assert (first, its_group) == (Draw(0, NONE, left, 5), groups[0])
+    assert (second, other) == (Draw(1, 6, sampler.prompts[6], 5), groups[1])
+    assert (third, none) == (Draw(2, 8, sampler.prompts[8], 5), None)
+    assert [row.prompt_id for row in pending.removed] == ["math-901"]  # under way, and can not be asked again
+    assert pending.admitted == 2
+    whole = PromptSampler(sampler.prompts, "uniform", group_size=2, seed=0)
+    removed = pending_draws(state, whole, InstructionPools(), tmp_path).removed
+    assert [row.prompt_id for row in removed] == ["math-900", "math-901"]
