@@ -54,7 +54,7 @@ class PromptWindow:
         """
         self._stream = stream
         self._held: set[str] = set()  # prompt ids
-        self._told: set[str] = set()
+        self._told: set[str] = set()  # warnings
         self._dry: set[str] = set()  # capabilities without a next prompt
         self.prompts: list[Prompt] = []
         """Those that may be drawn; each row keeps its capability."""
@@ -65,7 +65,11 @@ class PromptWindow:
             self._dry.clear()
         self._room = size // WAITING if len(names) > 1 else 0
         self._queues: dict[str, deque[Prompt]] = {name: deque() for name in names}
+        self._full = False
         self._take_seats(allocate(size - self._room, weights or dict.fromkeys(names, 1.0)), found, waiting)
+        self._full = True
+        for what in sorted(self._told):
+            log.warning("%s: %s", stream.name, what)
 
     def __len__(self) -> int:
         """How many prompts are held."""
@@ -189,7 +193,7 @@ class PromptWindow:
             )
 
     def _tell(self, what: str) -> None:
-        """A warning, once."""
-        if what not in self._told:
-            self._told.add(what)
+        """A warning, once; what comes before an error of the first filling is left out."""
+        if what not in self._told and self._full:
             log.warning("%s: %s", self._stream.name, what)
+        self._told.add(what)

@@ -27,7 +27,7 @@ def rows():
 """
 WORDS = [
     "rl", "tiny", "--run", "r", *SMALL, "data.prompts.path=problems:rows", "data.prompts.window=48",
-    "rl.selection=uniform", "rl.max_staleness=2", "rl.checkpoint_every=2",
+    "rl.quotas={math: 1, code: 1}",    "rl.selection=uniform", "rl.max_staleness=2", "rl.checkpoint_every=2",
 ]  # fmt: skip
 
 

@@ -143,7 +143,8 @@ def test_a_window_holds_what_fits_under_the_longest_instruction(renderer: Render
         asked = longest.ask(prompt) if prompt.capability == "math" else prompt
         return len(renderer.prompt_tokens(asked.messages))
 
-    lengths = sorted(map(length, data.prompts(config(), "prompts", renderer, 96, print)))
+    whole = data.prompts(config("data.prompts.limit=null"), "prompts", renderer, 96, print)
+    lengths = sorted(length(prompt) for prompt in whole if prompt.capability == "math")
     room = lengths[len(lengths) // 2]
     window = data.window(settings.model_copy(update={"max_model_len": 96 + room}), renderer, print, None)
     assert len(window) == 120
