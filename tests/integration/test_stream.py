@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.audit import audit
+from posttrain.curriculum_log import read_snapshots
 from posttrain.ledger import DrawRow, Ledger
 from posttrain.rl_state import RLState
 from tests.integration.commands import SMALL, Ended, Running, posttrain
@@ -82,3 +83,9 @@ def test_a_resumed_run_draws_each_prompt_once(draws: list[DrawRow], cwd: Path) -
     assert {row.attempt for row in draws} == {1, 2}
     assert max(Counter(row.prompt_id for row in draws).values()) == 1
     assert {row.capability for row in draws} == {"math", "code"}
+
+
+def test_the_curriculum_is_recorded_of_the_window(draws: list[DrawRow], cwd: Path) -> None:
+    snapshots = read_snapshots(cwd / "r/rl/curriculum.jsonl")
+    assert [row.version for row in snapshots] == list(range(1, max(row.step or 0 for row in draws) + 1))
+    assert {sum(row.buckets.values()) for row in snapshots} == {36}
