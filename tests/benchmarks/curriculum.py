@@ -39,8 +39,8 @@ from tests.benchmarks.curves import reached, smoothed
 from tests.benchmarks.harness import Bench, Measurement, Options, source_hash, spread
 from tests.benchmarks.start import sft_checkpoint
 
-ARMS = ("uniform", "dynamic_sampling", "pools", "signal")
-LEARNING_RATES = (1e-4, 3e-4, 9e-4)
+ARMS = ("uniform", "signal", "pools", "dynamic_sampling")
+LEARNING_RATES = {"skewed": (3e-5, 1e-4, 3e-4), "tiny": (1e-4, 2e-4, 4e-4)}
 SWEEP_SEED = 100
 EVALUATIONS = 12
 STEPS = {
@@ -152,7 +152,7 @@ def compared(runs: Mapping[str, Sequence[Measurement]]) -> dict[str, Any]:
 
 def main(options: Options) -> dict[str, Any]:
     """Runs it, or as much as `--arms` allows; returns the line."""
-    seeds, learning_rates = (1, (3e-4,)) if options.quick else (5, LEARNING_RATES)
+    seeds, learning_rates = (1, dict.fromkeys(STEPS, (3e-4,))) if options.quick else (5, LEARNING_RATES)
     steps = {world: dict.fromkeys(ARMS, 2) for world in STEPS} if options.quick else STEPS
     overrides = COMMON + (QUICK if options.quick else [])
     settings = {
@@ -168,7 +168,7 @@ def main(options: Options) -> dict[str, Any]:
         swept = {
             arm: {
                 rate: bench.measure(f"{world}/{arm}/{rate:g}", SWEEP_SEED, partial(runs.measure, world, arm, rate))
-                for rate in learning_rates
+                for rate in learning_rates[world]
             }
             for arm in ARMS
         }

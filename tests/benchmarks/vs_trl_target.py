@@ -41,7 +41,7 @@ from tests.benchmarks.skewed import NAME
 from tests.benchmarks.start import sft_checkpoint
 from tests.benchmarks.vs_trl import TRL, drawn
 
-LEARNING_RATES = (1e-4, 3e-4, 9e-4)
+LEARNING_RATES = (3e-5, 1e-4, 3e-4)
 SWEEP_SEED = 100
 STEPS = {"trl": 120, "ours": 80}
 CHECKPOINTS = 12
