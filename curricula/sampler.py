@@ -12,13 +12,21 @@ from typing import Any
 import numpy as np
 
 from curricula.curriculum import Curriculum
-from curricula.selection import IN_ORDER, SELECTIONS, together
+from curricula.pools import Pools
+from curricula.selection import InOrder, Uniform, together
+from curricula.signal import Signal
 from curricula.stats import StatsTable
 from curricula.window import PromptWindow
 from rollouts.errors import CheckpointError
 from rollouts.types import Prompt
 
 FILE = "sampler.npz"
+SELECTIONS: dict[str, type[Uniform]] = {
+    "uniform": Uniform, "dynamic_sampling": Uniform, "pools": Pools, "signal": Signal,
+}  # fmt: skip
+"""The ways of choosing, by their names; what `dynamic_sampling` adds to `uniform` is the gate's."""
+IN_ORDER = dict.fromkeys(("uniform", "dynamic_sampling"), InOrder)
+"""What takes their place with a window on a stream."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class PromptSampler:
     """Draws prompts of a capability; a prompt in flight is not drawn again.
 
     With a window on a stream, prompts that were drawn make room for the next ones of the stream, which take their rows.
-    See `selection.py` for the ways of choosing.
+    See `SELECTIONS` for the ways of choosing.
     """
 
     def __init__(

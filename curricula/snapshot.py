@@ -11,7 +11,7 @@ import numpy as np
 
 from curricula.buckets import BUCKETS, bucket_index
 from curricula.sampler import PromptSampler
-from curricula.selection import Signal
+from curricula.signal import Signal
 from curricula.stats import StatsTable
 
 UNSEEN = "unseen"

@@ -10,7 +10,8 @@ import pytest
 from curricula.curriculum import Curriculum
 from curricula.gate import rejection
 from curricula.sampler import FILE, PromptSampler
-from curricula.selection import DUE, EASY, HARD, MEDIUM, SOLVED, UNSEEN, UNSOLVED, Signal, together
+from curricula.selection import together
+from curricula.signal import DUE, EASY, HARD, MEDIUM, SOLVED, UNSEEN, UNSOLVED, Signal
 from posttrain.config.schema import CurriculumConfig
 from rollouts.errors import CheckpointError
 from rollouts.types import Prompt

@@ -11,7 +11,7 @@ import pytest
 from curricula.curriculum import Curriculum
 from curricula.rows import Row
 from curricula.sampler import PromptSampler
-from curricula.selection import UNSEEN, Signal
+from curricula.signal import UNSEEN, Signal
 from curricula.window import PromptWindow
 from rollouts.types import Prompt
 from tests.curricula.streams import asked, rows, stream
