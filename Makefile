@@ -75,7 +75,7 @@ bench: $(STAMP) ## measure speed against stated targets; NAME=overlap one of the
 	$(BIN)/python -m tests.benchmarks $(NAME) $(ARGS)
 
 test: $(STAMP) ## all tests, the real engines included (under 15 minutes on two cores)
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(STAMP) ## the tests that start no engine
 	$(BIN)/pytest -m "not integration and not slow and not gpu" $(ARGS)
