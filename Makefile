@@ -74,7 +74,7 @@ tiny: $(STAMP) ## build the tiny world again from its seed (the committed one is
 bench: $(STAMP) ## measure speed against stated targets; NAME=overlap one of them, ARGS=--quick to see that they run
 	$(BIN)/python -m tests.benchmarks $(NAME) $(ARGS)
 
-test: $(STAMP) ## all tests, the real engines included (under 15 minutes on two cores)
+test: $(STAMP) ## all tests, the real engines included (some 20 minutes on two cores)
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(STAMP) ## the tests that start no engine

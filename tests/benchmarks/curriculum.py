@@ -35,7 +35,7 @@ from posttrain.curriculum_log import NAME, read_snapshots
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
 from tests.benchmarks import skewed
-from tests.benchmarks.curves import reached, smoothed
+from tests.benchmarks.curves import best_rates, reached, smoothed
 from tests.benchmarks.harness import Bench, Measurement, Options, source_hash, spread
 from tests.benchmarks.start import sft_checkpoint
 
@@ -116,20 +116,6 @@ def measured(rundir: RunDir) -> Measurement:
     }  # fmt: skip
 
 
-def best_rates(swept: Mapping[str, Mapping[float, Measurement]]) -> dict[str, float]:
-    """Each arm's best learning rate, given the measurement of every rate."""
-    ends = {rate: smoothed(found["pass@1"])[-1] for rate, found in swept["uniform"].items()}
-    goal = max(ends.values())
-
-    def order(arm: str, rate: float) -> tuple[float, float]:
-        curve = smoothed(swept[arm][rate]["pass@1"])
-        needed = reached(swept[arm][rate]["tokens"], curve, goal)
-        return (math.inf if needed is None else needed, -max(curve))
-
-    best = {arm: min(rates, key=partial(order, arm)) for arm, rates in swept.items()}
-    return best | {"uniform": max(ends, key=ends.__getitem__)}
-
-
 def compared(runs: Mapping[str, Sequence[Measurement]]) -> dict[str, Any]:
     """What `signal` needs of each other arm's tokens, seed by seed."""
     needed: dict[str, list[float | None]] = {arm: [] for arm in runs}
@@ -174,7 +160,7 @@ def main(options: Options) -> dict[str, Any]:
         }
         if any(found is None for each in swept.values() for found in each.values()):
             break
-        best = best_rates(swept)  # type: ignore[arg-type]
+        best = best_rates(swept, "uniform", "tokens")  # type: ignore[arg-type]
         found = bench.interleave(
             {f"{world}/{arm}/{rate:g}": partial(runs.measure, world, arm, rate) for arm, rate in best.items()}, seeds
         )

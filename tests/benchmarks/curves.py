@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from tests.benchmarks.harness import Measurement
 
 
 def smoothed(rates: Sequence[float]) -> list[float]:
@@ -24,3 +28,24 @@ def reached(tokens: Sequence[float], rates: Sequence[float], goal: float) -> flo
             share = (goal - before) / (rate - before)
             return tokens[index - 1] + share * (tokens[index] - tokens[index - 1])
     return None
+
+
+def best_rates(swept: Mapping[str, Mapping[float, Measurement]], reference: str, cost: str) -> dict[str, float]:
+    """Each arm's best learning rate.
+
+    Args:
+        swept: arm and learning rate → its measurement, with a curve in `pass@1`.
+        reference: the arm that takes the rate with which it ends highest; the others take the one with which they reach
+            the best of these ends at the least cost, or, where none does, the one that comes nearest.
+        cost: the name of what is spent up to each point of a curve.
+    """
+    ends = {rate: smoothed(found["pass@1"])[-1] for rate, found in swept[reference].items()}
+    goal = max(ends.values())
+
+    def order(arm: str, rate: float) -> tuple[float, float]:
+        curve = smoothed(swept[arm][rate]["pass@1"])
+        needed = reached(swept[arm][rate][cost], curve, goal)
+        return (math.inf if needed is None else needed, -max(curve))
+
+    best = {arm: min(rates, key=partial(order, arm)) for arm, rates in swept.items()}
+    return best | {reference: max(ends, key=ends.__getitem__)}

@@ -10,8 +10,8 @@ from judges.scorer import load_scorer
 from posttrain.config import load_config, resolve_data
 from rollouts.types import Rollout
 from tests.benchmarks import skewed
-from tests.benchmarks.curriculum import best_rates, compared
-from tests.benchmarks.curves import reached, smoothed
+from tests.benchmarks.curriculum import compared
+from tests.benchmarks.curves import best_rates, reached, smoothed
 from tests.benchmarks.harness import Measurement
 
 
@@ -30,13 +30,13 @@ def test_reached_is_between_two_points_on_a_line() -> None:
     assert reached([0, 100], [0.4, 0.6], 0.7) is None
 
 
-def test_the_best_rate_ends_highest_for_uniform_and_is_the_quickest_for_others() -> None:
+def test_the_best_rate_ends_highest_for_the_reference_and_is_the_quickest_for_others() -> None:
     swept = {
         "uniform": {1e-4: run(0.4, 0.4, 0.5), 3e-4: run(0.4, 0.5, 0.6)},
         "signal": {1e-4: run(0.4, 0.5, 0.6, 0.7), 3e-4: run(0.4, 0.6, 0.7, 0.6)},
         "pools": {1e-4: run(0.4, 0.41), 3e-4: run(0.4, 0.42)},  # neither reaches it
     }
-    assert best_rates(swept) == {"uniform": 3e-4, "signal": 3e-4, "pools": 3e-4}
+    assert best_rates(swept, "uniform", "tokens") == {"uniform": 3e-4, "signal": 3e-4, "pools": 3e-4}
 
 
 def test_tokens_are_compared_up_to_the_end_of_uniform() -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from posttrain.progress import say
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
 from rollouts.renderer import Renderer
-from tests.benchmarks.curves import reached, smoothed
+from tests.benchmarks.curves import best_rates, reached, smoothed
 from tests.benchmarks.harness import Bench, Measurement, Options, source_hash, spread
 from tests.benchmarks.skewed import NAME
 from tests.benchmarks.start import sft_checkpoint
@@ -125,24 +124,10 @@ class Runs:
         return rates
 
 
-def best_rates(swept: Mapping[str, Mapping[float, Measurement]]) -> dict[str, float]:
-    """The best learning rate of each side, given the measurement of every rate."""
-    ends = {rate: smoothed(found["pass@1"])[-1] for rate, found in swept["trl"].items()}
-    goal = max(ends.values())
-
-    def order(rate: float) -> tuple[float, float]:
-        found = swept["ours"][rate]
-        curve = smoothed(found["pass@1"])
-        needed = reached(found["seconds"], curve, goal)
-        return (math.inf if needed is None else needed, -max(curve))
-
-    return {"trl": max(ends, key=ends.__getitem__), "ours": min(swept["ours"], key=order)}
-
-
 def main(options: Options) -> dict[str, Any]:
     """Runs it, or as much as `--arms` allows; returns the line."""
     seeds, learning_rates = (1, (3e-4,)) if options.quick else (5, LEARNING_RATES)
-    overrides = [*COMMON, "rl.eval_prompts=480", "eval.samples=2"]
+    overrides = [*COMMON, "rl.eval_prompts=480", "eval.samples=2", "eval.pass_k=[1]", "eval.temperatures=[1.0]"]
     if options.quick:
         overrides += ["prune.enabled=false", "data.demonstrations.limit=64", "rl.eval_prompts=8", "rl.group_size=4"]
     settings = {
@@ -163,7 +148,7 @@ def main(options: Options) -> dict[str, Any]:
     best: dict[str, float] = {}
     needed: dict[str, list[float | None]] = {side: [] for side in STEPS}
     if all(len(each) == len(learning_rates) for each in swept.values()):
-        best = best_rates(swept)
+        best = best_rates(swept, "trl", "seconds")
         arms = {f"{side}/{rate:g}": partial(runs.measure, side, rate) for side, rate in best.items()}
         trl, ours = bench.interleave(arms, seeds).values()
         for one, other in zip(trl, ours, strict=False):
