@@ -73,6 +73,24 @@ class TrainBatch:
     advantages: torch.Tensor
     weights: torch.Tensor
 
+    @classmethod
+    def of(cls, rows: Sequence[Row], pad_id: int) -> TrainBatch:
+        """Pads the rows of a micro-batch; of none, one token of padding."""
+        fill: dict[str, Any] = {"token_ids": pad_id, "segments": -1}
+        batch = cls(
+            **{
+                column.name: pad_sequence(
+                    [torch.tensor(getattr(row, column.name)) for row in rows or [Row.of_prompt([pad_id])]],
+                    batch_first=True, padding_value=fill.get(column.name, 0),
+                )
+                for column in fields(cls)
+            }
+        )  # fmt: skip
+        # Where positions start again, transformers sees another sequence: it would make a mask of [B, 1, T, T], with
+        # which attention has no fast kernel. So padding is counted on.
+        places_T = torch.arange(batch.positions.shape[1])
+        return replace(batch, positions=torch.where(batch.segments < 0, places_T, batch.positions))
+
     def to(self, device: torch.device) -> TrainBatch:
         """The same batch on a device."""
         return TrainBatch(*(getattr(self, column.name).to(device) for column in fields(self)))
@@ -136,10 +154,8 @@ def _advantages(groups: Sequence[RolloutGroup], config: RLConfig) -> list[float]
     return values
 
 
-def microbatches(
-    rows: Sequence[Row], tokens_per_microbatch: int, pad_id: int, rank: int = 0, ranks: int = 1
-) -> list[TrainBatch]:
-    """Splits rows, longest first, into padded micro-batches of at most so many tokens (but at least one row) each.
+def microbatches(rows: Sequence[Row], tokens_per_microbatch: int, rank: int = 0, ranks: int = 1) -> list[list[Row]]:
+    """Splits rows, longest first, into micro-batches of at most so many tokens (but at least one row) each, padded.
 
     Of several ranks each gets equally many, since they exchange something in every one: where rows are few they are
     smaller, and the last ones may hold nothing but padding.
@@ -152,18 +168,5 @@ def microbatches(
         count = max(1, tokens_per_microbatch // len(ordered[0].token_ids))
         parts.append(ordered[:count])
         ordered = ordered[count:]
-    parts += [[Row.of_prompt([pad_id])]] * (-len(parts) % ranks)
-    return [_padded(part, pad_id) for part in parts[rank::ranks]]
-
-
-def _padded(rows: Sequence[Row], pad_id: int) -> TrainBatch:
-    fill: dict[str, Any] = {"token_ids": pad_id, "segments": -1}
-    return TrainBatch(
-        **{
-            column.name: pad_sequence(
-                [torch.tensor(getattr(row, column.name)) for row in rows],
-                batch_first=True, padding_value=fill.get(column.name, 0),
-            )
-            for column in fields(TrainBatch)
-        }
-    )  # fmt: skip
+    parts += [[]] * (-len(parts) % ranks)
+    return parts[rank::ranks]

@@ -5,6 +5,7 @@ Dimensions: B = rows of a micro-batch, T = tokens of its longest row, N = loss t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,18 +21,28 @@ CHUNK = 4096
 class Policy(torch.nn.Module):
     """A causal language model of transformers; one forward pass gives log-probabilities and entropies."""
 
-    def __init__(self, model: Any, temperature: float, save_memory: bool = False) -> None:
+    def __init__(self, model: Any, temperature: float, save_memory: bool = False, compiled: bool = False) -> None:
         """Takes a model with an output head.
 
         Args:
             model: of transformers, or of peft around one.
             temperature: of sampling; log-probabilities are those at it, as vLLM's are.
             save_memory: keep neither the layers' activations nor the logits for the backward pass.
+            compiled: fuse the small operations of each layer and of the output head, by torch.compile; once for all
+                shapes, since those of micro-batches differ.
         """
         super().__init__()
         self.model, self.temperature, self.save_memory = model, temperature, save_memory
         if save_memory:
             self.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._head = torch.compile(self._logprobs_and_entropy, dynamic=True) if compiled else self._logprobs_and_entropy
+        for block in self.blocks() if compiled else ():
+            block.compile(dynamic=True)
+
+    def blocks(self) -> Iterator[torch.nn.Module]:
+        """The layers: what is wrapped, recomputed or compiled one by one."""
+        names = set(self.causal._no_split_modules or [])
+        return (module for module in self.modules() if type(module).__name__ in names)
 
     @property
     def causal(self) -> Any:
@@ -61,7 +72,7 @@ class Policy(torch.nn.Module):
         logprobs, entropies = zip(*parts, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 
-    def _head(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    def _logprobs_and_entropy(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
         logits_NV = self.causal.get_output_embeddings()(hidden_ND).float() / self.temperature
         logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
         with torch.no_grad():

@@ -75,10 +75,8 @@ class Ranks:
             return DistributedDataParallel(policy) if trained else policy
         mesh = init_device_mesh(self.device.type, (self.count,))
         precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-        blocks = set(policy.causal._no_split_modules or [])
-        for module in policy.modules():
-            if type(module).__name__ in blocks:
-                fully_shard(module, mesh=mesh, mp_policy=precision)
+        for block in list(policy.blocks()):
+            fully_shard(block, mesh=mesh, mp_policy=precision)
         fully_shard(policy, mesh=mesh, mp_policy=precision)
         return policy
 

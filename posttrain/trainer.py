@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from posttrain.adapters import is_adapter, with_adapter
-from posttrain.batch import TrainBatch, microbatches, rows_of
+from posttrain.batch import Row, TrainBatch, microbatches, rows_of
 from posttrain.config import Config, RLConfig
 from posttrain.losses.corrections import CORRECTIONS
 from posttrain.losses.kl import KL_ESTIMATORS, k3
@@ -77,6 +77,8 @@ class PolicyTrainer:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type == "cuda" and config.trainer.gpus < 1:  # an engine has the rest
             torch.cuda.set_per_process_memory_fraction(config.trainer.gpus)
+        wanted = config.trainer.compile
+        self.compiled = self.device.type == "cuda" if wanted is None else wanted
         self.ranks = Ranks(self.device, rank, config.trainer.ranks, address, config.rl.step_timeout)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self._lora = config.lora
@@ -109,7 +111,7 @@ class PolicyTrainer:
         if training and self._lora is not None:
             loaded = with_adapter(loaded, self._lora, model if is_adapter(model) else None)
         save_memory = training and self._settings.gradient_checkpointing
-        policy = Policy(loaded, self.config.sampling.temperature, save_memory)
+        policy = Policy(loaded, self.config.sampling.temperature, save_memory, self.compiled)
         return policy, self.ranks.wrap(policy, self._settings.parallelism, self._dtype)
 
     def ready(self) -> bool:
@@ -125,15 +127,16 @@ class PolicyTrainer:
         started = time.monotonic()
         rows = rows_of(groups, self.config)
         tokens = sum(sum(row.loss_mask) for row in rows)
-        sums, max_ratio = torch.zeros(len(SUMS), dtype=torch.float64), torch.zeros(())
-        batches = microbatches(
-            rows, self.config.tokens_per_microbatch, self.tokenizer.pad_token_id or 0, self.ranks.rank, self.ranks.count
-        )
-        for index, batch in enumerate(batches):
-            with self.ranks.averages(self._wrapped, last=index == len(batches) - 1):
-                found, largest = self._backward(batch.to(self.device))
-            sums += found.cpu()
-            max_ratio = torch.maximum(max_ratio, largest.cpu())
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        max_ratio = torch.zeros((), device=self.device)
+        parts = microbatches(rows, self.config.tokens_per_microbatch, self.ranks.rank, self.ranks.count)
+        for index, part in enumerate(parts):
+            # A GPU is still at work on the part before, so nothing of that is read until the last one is under way.
+            batch = self._padded(part)
+            with self.ranks.averages(self._wrapped, last=index == len(parts) - 1):
+                found, largest = self._backward(batch)
+            sums += found
+            max_ratio = torch.maximum(max_ratio, largest)
         loss, entropy, kl, clipped, corrected, padded = self.ranks.add_up(sums).tolist()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         grad_norm = whole(norm).item()
@@ -168,12 +171,15 @@ class PolicyTrainer:
         """
         rows = rows_of(groups, self.config.model_copy(update={"truncated": "keep"}))  # `mask` would leave some out
         pairs = []
-        for batch in microbatches(rows, self.config.tokens_per_microbatch, self.tokenizer.pad_token_id or 0):
-            there = batch.to(self.device)
+        for part in microbatches(rows, self.config.tokens_per_microbatch):
+            there = self._padded(part)
             with torch.no_grad():
                 now_N, _ = self._logprobs(self._wrapped, there)
             pairs.append(torch.stack([there.behaviour_logprobs[there.loss_mask], now_N]).cpu())
         return torch.cat(pairs, dim=1)
+
+    def _padded(self, rows: Sequence[Row]) -> TrainBatch:
+        return TrainBatch.of(rows, self.tokenizer.pad_token_id or 0).to(self.device)
 
     def _backward(self, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds a micro-batch's gradient; gives its sums (see `SUMS`) and the largest importance ratio."""

@@ -216,6 +216,9 @@ class TrainerConfig(Section):
     """Number format of forward and backward pass; parameters and optimizer are float32. null: the top-level `dtype`."""
     gradient_checkpointing: bool = True
     """Compute activations and logits again in the backward pass: saves memory, costs about a third of the speed."""
+    compile: bool | None = None
+    """Fuse the small operations of layers and output head by torch.compile, which takes a minute at the first step.
+    null: on a GPU."""
 
 
 class JudgeConfig(Section):

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers import AutoConfig
+from transformers.masking_utils import create_causal_mask
 
-from posttrain.batch import Row, microbatches, rows_of
-from posttrain.config import RLConfig
+from posttrain.batch import Row, TrainBatch, microbatches, rows_of
+from posttrain.config import RLConfig, resolve_model
 from rollouts.types import Prompt, Rollout, RolloutGroup
 
 
@@ -82,7 +84,7 @@ def test_overlong_rollouts_lose_reward() -> None:
 
 def test_which_rollout_a_loss_token_is_of() -> None:
     groups = [group(rollout([3, 4], 1.0), rollout([], 0.0), rollout([5], 0.0)), group(*[rollout([9], 1.0)] * 3)]
-    (batch,) = microbatches(rows_of(groups, settings(share_prompts=True, tokens_per_microbatch=6)), 100, pad_id=0)
+    batch = TrainBatch.of(rows_of(groups, settings(share_prompts=True, tokens_per_microbatch=6)), pad_id=0)
     assert batch.token_ids[batch.loss_mask].tolist() == [3, 4, 5, 9, 9, 9]
     assert batch.rollouts().tolist() == [0, 0, 1, 2, 3, 4]
 
@@ -105,7 +107,7 @@ def test_a_completion_sees_its_prompt_and_itself() -> None:
         [group(rollout([3, 4], 1.0), rollout([5], 0.0))], settings(share_prompts=True, tokens_per_microbatch=9)
     )
     (plain,) = rows_of([group(rollout([3], 1.0))], settings())
-    (batch,) = microbatches([row, plain], 100, pad_id=0)
+    batch = TrainBatch.of([row, plain], pad_id=0)
     mask = batch.attention_mask()
     assert mask is not None
     assert mask.shape == (2, 1, 5, 5)
@@ -117,7 +119,7 @@ def test_a_completion_sees_its_prompt_and_itself() -> None:
         [1, 1, 0, 0, 1],
     ]
     assert mask[1, 0].any(dim=-1).all()  # padding sees something, or its softmax would be of nothing
-    (batch,) = microbatches([plain], 100, pad_id=0)
+    batch = TrainBatch.of([plain], pad_id=0)
     assert batch.attention_mask() is None
 
 
@@ -126,8 +128,14 @@ def test_a_microbatch_is_padded_on_the_right() -> None:
         row([7], rollout([0, 3], 1.0), -2.0, 0.25),
         row([7, 8], rollout([3, 4, 5], 1.0, [True, False, True]), 1.5, 0.125),
     ]
-    (batch,) = microbatches(rows, 10, pad_id=0)
+    (part,) = microbatches(rows, 10)
+    batch = TrainBatch.of(part, pad_id=0)
     assert batch.token_ids.tolist() == [[7, 8, 3, 4, 5], [7, 0, 3, 0, 0]]  # the longest first
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4]] * 2  # counted on over padding
+    model = AutoConfig.from_pretrained(resolve_model("tiny:base"), attn_implementation="sdpa")
+    embeddings = torch.zeros(2, 5, model.hidden_size)
+    mask = create_causal_mask(model, embeddings, None, past_key_values=None, position_ids=batch.positions)
+    assert mask is None  # plainly causal, for which attention has its fastest kernels
     assert batch.loss_mask.tolist() == [[False, False, True, False, True], [False, True, True, False, False]]
     assert batch.behaviour_logprobs.tolist() == [[0.0, 0.0, -0.25, -0.5, -0.75], [0.0, -0.25, -0.5, 0.0, 0.0]]
     assert batch.advantages.tolist() == [[0.0, 0.0, 1.5, 0.0, 1.5], [0.0, -2.0, -2.0, 0.0, 0.0]]
@@ -147,11 +155,11 @@ def test_a_microbatch_is_padded_on_the_right() -> None:
     ],
 )
 def test_microbatches_stay_below_the_limit_and_lose_no_row(limit: int, expected: list[list[int]]) -> None:
-    batches = list(microbatches([row([1], rollout([2] * length, 1.0)) for length in (4, 1, 8, 2, 5, 4)], limit, 0))
-    assert [(batch.segments >= 0).sum(dim=1).tolist() for batch in batches] == expected
-    for batch in batches:
+    parts = microbatches([row([1], rollout([2] * length, 1.0)) for length in (4, 1, 8, 2, 5, 4)], limit)
+    assert [[len(each.token_ids) for each in part] for part in parts] == expected
+    for batch in (TrainBatch.of(part, pad_id=0) for part in parts):
         assert batch.token_ids.numel() <= limit or len(batch.token_ids) == 1
 
 
 def test_no_rows_make_no_microbatch() -> None:
-    assert list(microbatches([], 100, pad_id=0)) == []
+    assert microbatches([], 100) == []

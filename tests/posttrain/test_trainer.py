@@ -108,6 +108,17 @@ def test_saving_memory_does_not_change_the_step(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(parameter, other, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
+def test_compiled_layers_and_head_make_the_same_step() -> None:
+    expected, parameters = stepped(tokens_per_microbatch=60)
+    for trainer in ({"compile": True}, {"compile": True, "gradient_checkpointing": False}):
+        metrics, others = stepped(tokens_per_microbatch=60, trainer=trainer)
+        for name in ("loss", "grad_norm", "entropy", "kl", "max_ratio", "tokens"):
+            assert getattr(metrics, name) == pytest.approx(getattr(expected, name), rel=1e-4), name
+        for parameter, other in zip(parameters, others, strict=True):
+            assert (parameter - other).abs().mean() < 1e-6
+
+
 def test_bfloat16_is_near_float32_and_keeps_float32_parameters() -> None:
     expected, _ = stepped()
     metrics, parameters = stepped(trainer={"dtype": "bfloat16"})
