@@ -51,6 +51,7 @@ def engine_settings(config: Config, **changes: Any) -> EngineSettings:
         seed=config.seed,
         threads=config.threads,
         lora_rank=config.lora.rank if config.lora else 0,
+        keep_cache=config.generators.keep_cache,
     )
     return replace(settings, **changes)
 

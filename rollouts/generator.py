@@ -2,7 +2,8 @@
 
 A thread steps the engine; between two steps it takes what was asked of it: new requests, a weight update, an abort.
 An update therefore lands between two tokens of the requests in flight. They are kept, their key-value cache is
-computed anew under the new weights, and each sampled token carries the policy version it was sampled under. Weights
+computed anew under the new weights (or kept too), and each sampled token carries the policy version it was sampled
+under. Weights
 come from a file in one call, or in parts from the trainer's GPU, between which the thread steps nothing.
 """
 
@@ -34,7 +35,7 @@ ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 512)
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine is started with; every field is vLLM's own, but `threads` and `lora_rank`.
+    """What an engine is started with; every field is vLLM's own, but `threads`, `lora_rank` and `keep_cache`.
 
     `logprobs_mode` is `processed_logprobs` for a policy (log-probabilities at the sampling temperature, which is what
     an importance ratio needs) and `raw_logprobs` for a judge (what the model itself says of a forced label).
@@ -51,6 +52,7 @@ class EngineSettings:
     seed: int = 0
     threads: int = 1
     lora_rank: int = 0  # of the adapters that it may be given; 0: none
+    keep_cache: bool = False  # of requests in flight, over a weight update
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Generator:
             settings: see `EngineSettings`.
             version: the policy version that these weights are.
         """
-        self._engine = _start_engine(model, settings)
+        self._engine, self._keep_cache = _start_engine(model, settings), settings.keep_cache
         self._tokenizer = self._engine.get_tokenizer()
         self._commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._waiting: dict[str, tuple[Request, asyncio.AbstractEventLoop, asyncio.Future[list[Rollout]]]] = {}
@@ -310,7 +312,8 @@ class Generator:
         try:
             self._engine.add_request(
                 request_id,
-                {"prompt_token_ids": list(request.prompt_token_ids)},
+                # The salt keeps what a request has cached from those that come under a later version.
+                {"prompt_token_ids": list(request.prompt_token_ids), "cache_salt": f"version {self._version}"},
                 _sampling_params(request),
                 lora_request=self._adapter,
             )
@@ -376,9 +379,10 @@ class Generator:
         self._adapter = LoRARequest("policy", ADAPTER_ID, path)
 
     def _set_version(self, version: int) -> None:
-        # Requests in flight are preempted, so that their cache is computed anew: kept, it would mix two versions, and
-        # no version would give the log-probabilities that are stored with the tokens.
-        self._engine.reset_prefix_cache(reset_running_requests=True)
+        # Requests in flight are preempted, so that their cache is computed anew: kept, it mixes two versions, and no
+        # version gives the log-probabilities that are stored with the tokens.
+        if not self._keep_cache:
+            self._engine.reset_prefix_cache(reset_running_requests=True)
         self._engine.set_weight_version(str(version))
         self._version = version
 

@@ -173,6 +173,10 @@ class GeneratorsConfig(Section):
     max_num_seqs: int = Field(default=256, ge=1)
     """Completions that an engine works on at a time. More of them make each step more efficient; but after a weight
     update the key-value cache of all of them is computed anew."""
+    keep_cache: bool = False
+    """Keep the key-value cache of rollouts in flight over a weight update, as PipelineRL does
+    (https://arxiv.org/abs/2509.19128), rather than compute it anew. Importance ratios stay exact, since
+    log-probabilities are stored as sampled; but those of a rollout's later tokens are of no version alone."""
     enforce_eager: bool = True
     """Run without compiling: starts in seconds instead of a minute, generates more slowly."""
     weight_transfer: Literal["auto", "shm", "nccl", "ipc"] = "auto"

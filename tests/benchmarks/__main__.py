@@ -31,13 +31,19 @@ def main() -> None:
     parser.add_argument(
         "--arms", type=int, metavar="N", help="of the long ones: measure at most N unfinished arms, then stop"
     )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of overlap: an override of the preset"
+    )
     given = parser.parse_args()
     for name in given.names:
         if name not in NAMES:
             parser.error(f"no benchmark '{name}'; known are {', '.join(NAMES)}")
+    if given.set and given.names != ["overlap"]:
+        parser.error("--set is an option of the benchmark overlap")
     prepare()
     for name in given.names or [name for name in NAMES if name not in LONG]:
-        options = Options(given.quick, given.fresh, given.arms if name in LONG else None)
+        arms = given.arms if name in LONG else None
+        options = Options(given.quick, given.fresh, arms, overrides=tuple(given.set))
         benchmark = importlib.import_module(f"tests.benchmarks.{name}")
         with contextlib.redirect_stdout(sys.stderr):
             line = benchmark.main(options)

@@ -33,13 +33,14 @@ Measurement = dict[str, Any]
 class Options:
     """How the benchmarks are run, from the command line.
 
-    `arms` is the most measurements to take in this sitting; None: all.
+    `arms` is the most measurements to take in this sitting; None: all. `overrides` change the preset that is measured.
     """
 
     quick: bool = False
     fresh: bool = False
     arms: int | None = None
     folder: Path = ROOT / "runs" / "bench"
+    overrides: tuple[str, ...] = ()
 
 
 def source_hash(*more: Path) -> str:

@@ -129,7 +129,9 @@ class Loop:
             "solved": sum(step.solved for step in timed) / steps,
             "staleness": sum(step.staleness for step in timed) / steps,
         }  # fmt: skip
-        recorded = Recording(controller.version, sampler.state_dict(), self.workers.draws, self.workers.batches)
+        recorded = Recording(
+            controller.version, sampler.state_dict(), list(self.workers.draws), list(self.workers.batches)
+        )
         return _short(measurement), recorded
 
     async def generation(self, draws: Sequence[Draw], in_flight: int) -> Measurement:

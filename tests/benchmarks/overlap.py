@@ -7,7 +7,8 @@ that the loop admits; and the same trainer actor on the groups that this window 
 The learning rate is 1e-12, so that the policy, and with it the work, stays the same.
 
 A first window fills the sampler's statistics; the windows after it start from there, so that the admitted share is
-steady. The first steps of a window are not timed. There are no evaluations and no checkpoints.
+steady. The first steps of a window are not timed. There are no evaluations and no checkpoints. Other settings of the
+preset are tried with `--set`, such as `--set generators.keep_cache=true`.
 
 `async_over_sync`: against the same code with `max_staleness: 0` and `oversample: 1.5`, on the same cores.
 
@@ -80,8 +81,9 @@ class Arms:
 def main(options: Options) -> dict[str, Any]:
     """Runs it; returns the line."""
     quick = ["rl.prompts_per_step=4", "rl.group_size=4", "rl.quotas=null"] if options.quick else []
-    config = load_config("tiny", [*FROZEN, *quick])
+    config = load_config("tiny", [*FROZEN, *quick, *options.overrides])
     settings = {
+        "overrides": options.overrides,
         "model": config.model, "dtype": config.dtype, "threads": config.threads, "rl": config.rl.model_dump(),
         "filling_steps": 2 if options.quick else 12, "warm_up": 1 if options.quick else 4,
         "steps": 6 if options.quick else 20, "repetitions": 1 if options.quick else 5, "sync_oversample": 1.5,
