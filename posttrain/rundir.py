@@ -84,14 +84,29 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _check_hub(name: str) -> None:
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(name)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise CheckpointError(
+            f"{name}: {reason}; expected a model directory, or a hub name that this machine can load (HF_TOKEN for a "
+            "gated one)"
+        ) from None
+
+
 def check_model(model: str) -> None:
-    """Checks that a directory holds a whole model, before an engine is started on it; a hub name passes.
+    """Checks that a directory holds a whole model, or that the hub has one, before an engine is started on it.
 
     Raises:
-        CheckpointError: a file is missing, cut off or has changed.
+        CheckpointError: a file is missing, cut off or has changed; the hub cannot be reached, has no such model, or
+            does not give it to this account.
     """
     directory = Path(model)
     if not directory.is_dir():
+        _check_hub(model)
         return
     if (directory / MANIFEST).is_file():
         Manifest.read(directory)

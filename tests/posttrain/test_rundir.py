@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from posttrain.adapters import merged_path
-from posttrain.config import config_hash, load_config
-from posttrain.rundir import Manifest, RunDir, write_json
+from posttrain.config import config_hash, load_config, resolve_model
+from posttrain.rundir import Manifest, RunDir, check_model, write_json
 from rollouts.errors import CheckpointError
 
 CONFIG = load_config("tiny")
+BASE = resolve_model("tiny:base")
 
 
 @pytest.fixture
@@ -124,11 +125,11 @@ def test_damage_is_told(run: RunDir, damage, message: str) -> None:
 
 
 def test_where_a_stage_starts_and_goes_on(run: RunDir) -> None:
-    assert run.start_of("sft", "hub/name") == run.start_of("dpo", "hub/name") == "hub/name"
+    assert run.start_of("sft", BASE) == run.start_of("dpo", BASE) == BASE
     assert run.resume_point("rl", "auto") is None  # nothing to continue: from the start
     sft, rl = checkpoint(run, 8, "sft"), checkpoint(run, 2, "rl")
-    assert run.start_of("rl", "hub/name") == str(sft)
-    assert run.start_of("dpo", "hub/name") == str(rl)
+    assert run.start_of("rl", BASE) == str(sft)
+    assert run.start_of("dpo", BASE) == str(rl)
     assert run.resume_point("rl", "auto") == rl
     assert run.resume_point("rl", None) is None
     with pytest.raises(CheckpointError, match="a checkpoint of stage 'sft', not 'rl'"):
@@ -140,3 +141,11 @@ def test_settings_are_written_over_only_when_a_stage_begins(run: RunDir) -> None
     assert json.loads((run.path / "config.json").read_text())["seed"] == 0
     other.save_config()
     assert json.loads((run.path / "config.json").read_text())["seed"] == 5
+
+
+def test_a_hub_name_that_cannot_be_loaded_is_one_line() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"^nobody/nothing: .*; expected a model directory, or a hub name"
+    ) as found:
+        check_model("nobody/nothing")
+    assert "\n" not in str(found.value)
