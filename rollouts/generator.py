@@ -3,8 +3,7 @@
 A thread steps the engine; between two steps it takes what was asked of it: new requests, a weight update, an abort.
 An update therefore lands between two tokens of the requests in flight. They are kept, their key-value cache is
 computed anew under the new weights (or kept too), and each sampled token carries the policy version it was sampled
-under. Weights
-come from a file in one call, or in parts from the trainer's GPU, between which the thread steps nothing.
+under. Weights come from a file in one call, or in parts from the trainer's GPU, between which the thread steps nothing.
 """
 
 from __future__ import annotations
