@@ -9,7 +9,8 @@ each completion is decoded to text and made a `Rollout` with its log-probabiliti
 the engine beside the actor's event loop. vLLM is timed inside its process and decodes nothing. Beside it: vLLM without
 log-probabilities. Engine start and warm-up are in `beside_seconds`.
 
-Each repetition takes three seconds and two alike differ by a tenth, hence so many.
+Each repetition takes three seconds and two alike differ by a tenth, hence so many:
+all that the prompts suffice for.
 
 Budget: 5 minutes on two cores.
 """
@@ -124,7 +125,7 @@ def main(options: Options) -> dict[str, Any]:
         "model": config.model, "dtype": config.dtype, "threads": config.threads, "block_size": 32,
         "enforce_eager": config.generators.enforce_eager, "kv_cache_gib": config.generators.kv_cache_gib,
         "sampling": config.rl.sampling.model_dump(), "group_size": config.rl.group_size,
-        "prompts": 4 if options.quick else 128, "repetitions": 1 if options.quick else 21,
+        "prompts": 4 if options.quick else 128, "repetitions": 1 if options.quick else 15,
     }  # fmt: skip
     bench = Bench("generate", options, settings, (Path(__file__),))
     with Cluster(config) as cluster:
