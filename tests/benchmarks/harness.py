@@ -1,7 +1,7 @@
 """What the benchmarks share: arms in turn, finished ones kept in a file, and the one line of JSON at the end.
 
 An arm is one side of a comparison. One repetition of it is a measurement: a few named numbers. Repetitions are
-interleaved (A B A B …), so that whatever else the machine does falls on both sides.
+interleaved (A B B A A B …), so that whatever else the machine does falls on both sides.
 """
 
 from __future__ import annotations
@@ -162,7 +162,10 @@ class Bench:
     def interleave(
         self, arms: Mapping[str, Callable[[int], Measurement]], repetitions: int
     ) -> dict[str, list[Measurement]]:
-        """All repetitions of all arms, the arms in turn within each repetition.
+        """All repetitions of all arms, the arms in turn within each repetition, and the other way round in every second.
+
+        So none of them always comes first, or always behind the same other one.
+
 
         Args:
             arms: name to the function that measures it, given the repetition from 0.
@@ -170,7 +173,7 @@ class Bench:
         """
         found: dict[str, list[Measurement]] = {arm: [] for arm in arms}
         for repetition in range(repetitions):
-            for arm, work in arms.items():
+            for arm, work in list(arms.items())[:: -1 if repetition % 2 else 1]:
                 values = self.measure(arm, repetition, work)
                 if values is not None:
                     found[arm].append(values)

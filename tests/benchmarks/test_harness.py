@@ -37,7 +37,7 @@ def bench(folder: Path, settings: dict | None = None, **options: object) -> Benc
 def test_arms_take_turns(tmp_path: Path) -> None:
     counted = Counted()
     found = bench(tmp_path).interleave(counted.arms(), 3)
-    assert counted.order == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    assert counted.order == ["a0", "b0", "b1", "a1", "a2", "b2"]
     assert found == {name: [{"speed": 0.0}, {"speed": 10.0}, {"speed": 20.0}] for name in ("a", "b")}
 
 
@@ -47,7 +47,7 @@ def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:
         bench(tmp_path).interleave(counted.arms(b=1), 3)
     counted.order.clear()
     found = bench(tmp_path).interleave(counted.arms(), 3)
-    assert counted.order == ["b1", "a2", "b2"]
+    assert counted.order == ["b1", "a1", "a2", "b2"]
     assert found["a"] == [{"speed": 0.0}, {"speed": 10.0}, {"speed": 20.0}]
 
 
@@ -98,7 +98,7 @@ def test_a_quick_run_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_at_most_so_many_unfinished_arms(tmp_path: Path) -> None:
-    for expected in (["a0", "b0", "a1"], ["b1"], []):
+    for expected in (["a0", "b0", "b1"], ["a1"], []):
         counted = Counted()
         bench(tmp_path, arms=3).interleave(counted.arms(), 2)
         assert counted.order == expected
