@@ -162,7 +162,7 @@ class Bench:
     def interleave(
         self, arms: Mapping[str, Callable[[int], Measurement]], repetitions: int
     ) -> dict[str, list[Measurement]]:
-        """All repetitions of all arms, the arms in turn within each repetition, and the other way round in every second.
+        """All repetitions of all arms: the arms in turn within each, and the other way round in every second one.
 
         So none of them always comes first, or always behind the same other one.
 
