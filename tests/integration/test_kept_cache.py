@@ -17,6 +17,7 @@ from rollouts.types import Rollout, Sampling
 from tests.integration.reference import logprobs_of
 
 BASE = resolve_model("tiny:base")
+# 83 tokens: two full blocks of the cache, which later requests would find if they might.
 PROMPT = Renderer(BASE).prompt_tokens(
     (
         {"role": "system", "content": "Work it out step by step. Put the answer between <ans> and </ans>."},
