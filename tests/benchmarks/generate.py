@@ -9,17 +9,16 @@ each completion is decoded to text and made a `Rollout` with its log-probabiliti
 the engine beside the actor's event loop. vLLM is timed inside its process and decodes nothing. Beside it: vLLM without
 log-probabilities. Engine start and warm-up are in `beside_seconds`.
 
-Each repetition takes three seconds and two alike differ by a tenth, hence so many:
-all that the prompts suffice for.
+Two processes with the same engine differ by some per cent for as long as they live, and two repetitions alike by a
+tenth. So both start anew after five repetitions, and there are as many as the prompts suffice for.
 
-Budget: 5 minutes on two cores.
+Budget: 8 minutes on two cores.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,8 @@ from rollouts.generator import EngineSettings, Request, _sampling_params, engine
 from rollouts.renderer import Renderer
 from tests.benchmarks.harness import Bench, Measurement, Options, column, medians, spread, spreads
 
+REPETITIONS_PER_START = 5
+
 
 class Offline:
     """vLLM's `LLM` with the arguments of our engine, in an actor."""
@@ -44,7 +45,7 @@ class Offline:
 
         self._llm = LLM.from_engine_args(arguments)
 
-    def generate(self, requests: Sequence[Request], logprobs: bool) -> tuple[int, float]:
+    def generate_all(self, requests: Sequence[Request], logprobs: bool = True) -> tuple[int, float]:
         """Tokens and seconds of one call; without `logprobs` vLLM reports none."""
         prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
         parameters = [_sampling_params(request) for request in requests]
@@ -59,13 +60,14 @@ class Offline:
 
 
 class Arms:
-    """Both engines, started on first use."""
+    """Both engines, started when they are needed."""
 
     def __init__(self, bench: Bench, cluster: Cluster) -> None:
         """Reads the prompts."""
         self._bench, self._cluster, config = bench, cluster, cluster.config
         self._model, self._settings = resolve_model(config.model), engine_settings(config)
         self._sampling = config.rl.sampling.sampling()
+        self._engines: dict[str, tuple[int, Any]] = {}  # by side: which start, and the actor
         renderer = Renderer(self._model)
         prompts = data.prompts(config, "prompts", renderer, self._sampling.max_tokens, say)
         self._prompts = [tuple(renderer.prompt_tokens(prompt.messages)) for prompt in prompts]
@@ -79,27 +81,29 @@ class Arms:
             for row in range(first, first + count)
         ]
 
-    @cached_property
-    def _ours(self) -> Any:
-        with self._bench.timed("start_ours"):
-            actor = self._cluster.generator(self._model, self._settings, self._cluster.placement.engines[0])
-            ray.get(actor.ready.remote())
+    def _engine(self, side: str, repetition: int) -> Any:
+        """The actor of a side, started and warm; another one after each `REPETITIONS_PER_START`."""
+        start = repetition // REPETITIONS_PER_START
+        found, actor = self._engines.get(side, (None, None))
+        if found == start:
+            return actor
+        if actor is not None:
+            ray.kill(actor)
+        with self._bench.timed(f"start_{side}"):
+            if side == "ours":
+                actor = self._cluster.generator(self._model, self._settings, self._cluster.placement.engines[0])
+                ray.get(actor.ready.remote())
+            else:
+                actor = self._cluster.actor(Offline, self._model, self._settings)
+                ray.get(actor.generate_all.remote(self._requests(-1)[:1]))
         with self._bench.timed("warm_up"):
             ray.get(actor.generate_all.remote(self._requests(-1)))
-        return actor
-
-    @cached_property
-    def _vllm(self) -> Any:
-        with self._bench.timed("start_vllm"):
-            actor = self._cluster.actor(Offline, self._model, self._settings)
-            ray.get(actor.generate.remote(self._requests(-1)[:1], logprobs=True))
-        with self._bench.timed("warm_up"):
-            ray.get(actor.generate.remote(self._requests(-1), logprobs=True))
+        self._engines[side] = start, actor
         return actor
 
     def ours(self, repetition: int) -> Measurement:
         """Through Ray, from the driver."""
-        actor, requests = self._ours, self._requests(repetition)
+        actor, requests = self._engine("ours", repetition), self._requests(repetition)
         started = time.perf_counter()
         groups = ray.get(actor.generate_all.remote(requests))
         seconds = time.perf_counter() - started
@@ -107,11 +111,15 @@ class Arms:
 
     def vllm(self, repetition: int) -> Measurement:
         """`LLM.generate`."""
-        return _measured(*ray.get(self._vllm.generate.remote(self._requests(repetition), logprobs=True)))
+        return self._offline(repetition, logprobs=True)
 
     def vllm_without_logprobs(self, repetition: int) -> Measurement:
         """`LLM.generate` without log-probabilities."""
-        return _measured(*ray.get(self._vllm.generate.remote(self._requests(repetition), logprobs=False)))
+        return self._offline(repetition, logprobs=False)
+
+    def _offline(self, repetition: int, logprobs: bool) -> Measurement:
+        actor, requests = self._engine("vllm", repetition), self._requests(repetition)
+        return _measured(*ray.get(actor.generate_all.remote(requests, logprobs)))
 
 
 def _measured(tokens: int, seconds: float) -> Measurement:
