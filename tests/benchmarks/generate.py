@@ -9,7 +9,7 @@ each completion is decoded to text and made a `Rollout` with its log-probabiliti
 the engine beside the actor's event loop. vLLM is timed inside its process and decodes nothing. Beside it: vLLM without
 log-probabilities. Engine start and warm-up are in `beside_seconds`.
 
-Two processes with the same engine differ by some per cent for as long as they live, and two repetitions alike by a
+Two processes with the same engine may differ by some per cent for as long as they live, and two repetitions alike by a
 tenth. So both start anew after five repetitions, and there are as many as the prompts suffice for.
 
 Budget: 8 minutes on two cores.
