@@ -134,6 +134,7 @@ def main(options: Options) -> dict[str, Any]:
         "enforce_eager": config.generators.enforce_eager, "kv_cache_gib": config.generators.kv_cache_gib,
         "sampling": config.rl.sampling.model_dump(), "group_size": config.rl.group_size,
         "prompts": 4 if options.quick else 128, "repetitions": 1 if options.quick else 15,
+        "repetitions_per_start": REPETITIONS_PER_START,
     }  # fmt: skip
     bench = Bench("generate", options, settings, (Path(__file__),))
     with Cluster(config) as cluster:
