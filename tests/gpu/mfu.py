@@ -21,22 +21,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from posttrain.config import Config, resolve_model
+from posttrain.config import Config
 from posttrain.trainer import PolicyTrainer
 from rollouts.types import Prompt, Rollout, RolloutGroup
+from tests.gpu.llama import ONE_BILLION, TINY, save
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 FLOP/s by what a device's name contains, as its maker states them (SXM)."""
-ONE_BILLION = {
-    "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
-}  # fmt: skip
-TINY = {
-    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 32, "tie_word_embeddings": True,
-}  # fmt: skip
 
 
 def groups(size: int, prompt: int, completions: Sequence[int], vocabulary: int) -> list[RolloutGroup]:
@@ -100,10 +92,7 @@ def main() -> None:
         "trainer": {"gradient_checkpointing": arguments.checkpointing, "compile": arguments.compile},
     })  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=4096)).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(resolve_model("tiny:base")).save_pretrained(folder)
+        save(folder, shape)
         trainer = PolicyTrainer(folder, folder, config)
     batch = groups(size, prompt, lengths, shape["vocab_size"])
     steps = [trainer.train_step(*batch) for _ in range(2 + arguments.steps)][2:]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.mfu import ONE_BILLION, flops
+from tests.gpu.llama import ONE_BILLION
+from tests.gpu.mfu import flops
 
 
 @pytest.mark.parametrize("more", [[], ["--varied", "--checkpointing", "--dtype", "bfloat16"]])

@@ -1,10 +1,10 @@
 """Weight updates with the real trainer and the real engine, by what the machine has; prints one JSON line.
 
-    python tests/gpu/weight_transfer.py [--dtype bfloat16] [--transport shm]
+    python -m tests.gpu.weight_transfer [--dtype bfloat16] [--transport shm] [--billion]
 
 Two GPUs: `nccl`. One, which trainer and engine share: `ipc`. None: `shm`. A random Llama is changed by 10 % noise and
 sent, several times; each time the engine's log-probabilities of what it samples must be the trainer's, to 2e-2 in
-bfloat16 and 1e-4 in float32, and must not have been before.
+bfloat16 and 1e-4 in float32 or twice what was between them at the start, and must not have been before.
 """
 
 import argparse
@@ -15,43 +15,23 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from posttrain import trainer_ranks
 from posttrain.cluster import Cluster
-from posttrain.config import Config, resolve_model
+from posttrain.config import Config
 from posttrain.doctor import ExaminedTrainer
 from posttrain.engines import prepare
 from posttrain.workers import RayWorkers
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt
+from tests.gpu.llama import ONE_BILLION, save
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 UPDATES = 3
-
-
-class SharingCluster(Cluster):
-    """Trainer and engine take half a GPU each where there is one."""
-
-    def check_gpus(self) -> None:
-        """There are enough."""
-
-    def gpus(self, wanted: float) -> float:
-        """Half of what is wanted."""
-        return super().gpus(wanted) / (2 if torch.cuda.device_count() == 1 else 1)
-
-
-def random_llama(path: str) -> None:
-    """A model of about 1M parameters with the tiny world's tokenizer."""
-    base = resolve_model("tiny:base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=AutoConfig.from_pretrained(base).vocab_size, hidden_size=128, intermediate_size=256,
-        num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-        initializer_range=0.05, tie_word_embeddings=False,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path)
-    AutoTokenizer.from_pretrained(base).save_pretrained(path)
+MILLION = {
+    "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "initializer_range": 0.05, "tie_word_embeddings": False,
+}  # fmt: skip
 
 
 async def measure(workers: RayWorkers, dtype: str) -> dict[str, object]:
@@ -66,8 +46,10 @@ async def measure(workers: RayWorkers, dtype: str) -> dict[str, object]:
         before.append(await workers.drift(prompts))
         pauses.append(await workers.update_weights(version))
         after.append(await workers.drift(prompts))
-    assert max(after) <= TOLERANCE[dtype], f"{max(after)} nats apart after an update, {at_start} at the start"
-    assert min(before) > 2 * TOLERANCE[dtype], f"the change moves the trainer by {min(before)} only"
+    # Kernels of a GPU may differ by more, without any update: in float32 some multiply with fewer bits.
+    allowed = max(TOLERANCE[dtype], 2 * at_start)
+    assert max(after) <= allowed, f"{max(after)} nats apart after an update, {at_start} at the start"
+    assert min(before) > 2 * allowed, f"the change moves the trainer by {min(before)} only"
     assert workers.sent is not None
     return {
         "transport": workers.transport.name,
@@ -86,20 +68,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="float32", choices=TOLERANCE)
     parser.add_argument("--transport", default="auto", choices=("auto", "shm", "nccl", "ipc"))
+    parser.add_argument("--billion", action="store_true", help="the shape of Llama 3.2 1B, instead of 1M parameters")
     arguments = parser.parse_args()
     prepare()
     trainer_ranks.PolicyTrainer = ExaminedTrainer  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         model = str(Path(folder) / "model")
-        random_llama(model)
+        save(model, ONE_BILLION if arguments.billion else MILLION)
         engine = {
             "count": 1, "kv_cache_gib": 0.125, "gpu_memory_utilization": 0.3, "weight_transfer": arguments.transport,
         }  # fmt: skip
         rl = {"generators": 1, "sampling": {"temperature": 1.0, "max_tokens": 64}}
-        config = Config.model_validate(
-            {"model": model, "dtype": arguments.dtype, "max_model_len": 512, "generators": engine, "rl": rl}
-        )
-        with SharingCluster(config) as cluster:
+        shared = torch.cuda.device_count() == 1
+        config = Config.model_validate({
+            "model": model, "dtype": arguments.dtype, "max_model_len": 512, "rl": rl,
+            "generators": engine | ({"gpus": 0.4} if shared else {}), "trainer": {"gpus": 0.5} if shared else {},
+        })  # fmt: skip
+        with Cluster(config) as cluster:
             pool = cluster.pool(model)
             workers = RayWorkers(cluster, pool, Renderer(model), model, model, Path(folder))
             found = asyncio.run(measure(workers, arguments.dtype))
