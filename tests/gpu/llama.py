@@ -20,18 +20,18 @@ TINY = {
 }  # fmt: skip
 
 
-def save(folder: str, shape: dict[str, Any], mean_length: int | None = None, **settings: Any) -> int:
+def save(folder: str, shape: dict[str, Any], mean_length: int | None = None) -> int:
     """Writes the model, in bfloat16 where there is a GPU to make it on; returns the number of its parameters.
 
     Args:
         folder: a directory.
-        shape: and `settings`: of `LlamaConfig`.
+        shape: of `LlamaConfig`.
         mean_length: tokens after which it ends its answer, on average; not at all, practically, where None.
     """
     torch.manual_seed(0)
     cuda = torch.cuda.is_available()
     with torch.device("cuda" if cuda else "cpu"):
-        model = LlamaForCausalLM(LlamaConfig(**shape, **{"max_position_embeddings": 4096} | settings))
+        model = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=4096))
     if mean_length is not None:
         model.generation_config.eos_token_id = list(range(max(1, shape["vocab_size"] // mean_length)))
     (model.bfloat16() if cuda else model).save_pretrained(folder)

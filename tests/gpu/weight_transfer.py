@@ -4,7 +4,7 @@
 
 Two GPUs: `nccl`. One, which trainer and engine share: `ipc`. None: `shm`. A random Llama is changed by 10 % noise and
 sent, several times; each time the engine's log-probabilities of what it samples must be the trainer's, to 2e-2 in
-bfloat16 and 1e-4 in float32 or twice what was between them at the start, and must not have been before.
+bfloat16 and 1e-4 in float32, and must not have been before. The line is printed before that is judged.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,7 +35,7 @@ MILLION = {
 }  # fmt: skip
 
 
-async def measure(workers: RayWorkers, dtype: str) -> dict[str, object]:
+async def measure(workers: RayWorkers, dtype: str) -> dict[str, Any]:
     """Updates the engine some times; says how long it stood still and how far apart the two are."""
     prompts = [Prompt(f"p{index}", ({"role": "user", "content": f"{index}+{index}"},)) for index in range(4)]
     await workers.ready()
@@ -46,10 +47,6 @@ async def measure(workers: RayWorkers, dtype: str) -> dict[str, object]:
         before.append(await workers.drift(prompts))
         pauses.append(await workers.update_weights(version))
         after.append(await workers.drift(prompts))
-    # Kernels of a GPU may differ by more, without any update: in float32 some multiply with fewer bits.
-    allowed = max(TOLERANCE[dtype], 2 * at_start)
-    assert max(after) <= allowed, f"{max(after)} nats apart after an update, {at_start} at the start"
-    assert min(before) > 2 * allowed, f"the change moves the trainer by {min(before)} only"
     assert workers.sent is not None
     return {
         "transport": workers.transport.name,
@@ -64,7 +61,7 @@ async def measure(workers: RayWorkers, dtype: str) -> dict[str, object]:
 
 
 def main() -> None:
-    """Asserts and prints."""
+    """Prints and asserts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="float32", choices=TOLERANCE)
     parser.add_argument("--transport", default="auto", choices=("auto", "shm", "nccl", "ipc"))
@@ -88,9 +85,12 @@ def main() -> None:
             pool = cluster.pool(model)
             workers = RayWorkers(cluster, pool, Renderer(model), model, model, Path(folder))
             found = asyncio.run(measure(workers, arguments.dtype))
+        print(json.dumps(found))
         expected = {0: "shm", 1: "ipc"}.get(torch.cuda.device_count(), "nccl")
         assert found["transport"] == (expected if arguments.transport == "auto" else arguments.transport)
-        print(json.dumps(found))
+        allowed = TOLERANCE[arguments.dtype]
+        assert found["apart_after"] <= allowed, f"{found['apart_after']} nats apart after an update"
+        assert found["apart_before"] > 2 * allowed, f"the change moves the trainer by {found['apart_before']} only"
 
 
 if __name__ == "__main__":
