@@ -331,19 +331,22 @@ class Generator:
             loop.call_soon_threadsafe(_resolve_all, results)
 
     def _rollouts(self, output: Any) -> list[Rollout]:
+        completions = sorted(output.outputs, key=lambda completion: completion.index)
+        token_ids = [list(completion.token_ids) for completion in completions]
+        # In one call, as the engine stands still meanwhile.
+        texts = self._tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        self._tokens += sum(map(len, token_ids))
         rollouts = []
-        for completion in sorted(output.outputs, key=lambda completion: completion.index):
-            token_ids = list(completion.token_ids)
-            self._tokens += len(token_ids)
+        for completion, ids, text in zip(completions, token_ids, texts, strict=True):
             spans: list[Span] = [(span.start, span.end, int(span.version)) for span in completion.weight_versions or ()]
             rollouts.append(
                 Rollout(
-                    token_ids=token_ids,
-                    loss_mask=[True] * len(token_ids),
-                    logprobs=_sampled_logprobs(completion.logprobs, token_ids),
-                    policy_versions=spans or [(0, len(token_ids), self._version)],
+                    token_ids=ids,
+                    loss_mask=[True] * len(ids),
+                    logprobs=_sampled_logprobs(completion.logprobs, ids),
+                    policy_versions=spans or [(0, len(ids), self._version)],
                     finish_reason=completion.finish_reason or "stop",
-                    text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
+                    text=text,
                 )
             )
         return rollouts
@@ -462,10 +465,9 @@ def _sampling_params(request: Request) -> Any:
 
 
 def _sampled_logprobs(logprobs: Any, token_ids: list[int]) -> list[float]:
-    """The log-probability of each sampled token, out of vLLM's flat container (the sampled token comes first)."""
-    found = [logprobs.logprobs[start] for start in logprobs.start_indices]
-    assert [logprobs.token_ids[start] for start in logprobs.start_indices] == token_ids
-    return found
+    """The log-probability of each sampled token; asked for `logprobs=0`, vLLM's flat container holds no others."""
+    assert logprobs.token_ids == token_ids
+    return list(logprobs.logprobs)
 
 
 def _scored(request: Request, output: Any) -> Rollout:

@@ -129,7 +129,7 @@ def _measured(tokens: int, seconds: float) -> Measurement:
 def main(options: Options) -> dict[str, Any]:
     """Runs it; returns the line."""
     config = load_config("tiny", ["generators.count=1"])
-    settings = {
+    settings: dict[str, Any] = {
         "model": config.model, "dtype": config.dtype, "threads": config.threads, "block_size": 32,
         "enforce_eager": config.generators.enforce_eager, "kv_cache_gib": config.generators.kv_cache_gib,
         "sampling": config.rl.sampling.model_dump(), "group_size": config.rl.group_size,
