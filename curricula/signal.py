@@ -16,8 +16,12 @@ from curricula.stats import StatsTable
 
 CANDIDATES = 6
 """Prompts of the chosen bucket among which one draw chooses."""
+DRAWS = 4
+"""Pass rates drawn for each candidate. One alone lets those win that least is known of, where there are many."""
 UNSEEN_CANDIDATES = 2
 """Prompts never drawn that compete with them."""
+EARLY = 0.2
+"""Share of the run in which `DRAWS` times as many compete, by one pass rate each: a find teaches for the rest of it."""
 SOFTNESS = 0.1
 """How far outside of the band a pass rate's value falls to exp(-1)."""
 RETIRE, RETURN = 0.35, 0.5
@@ -40,9 +44,10 @@ class Signal(Uniform):
     """By the expected learning signal: the chance that a group of G has mixed outcomes, `1 - p^G - (1-p)^G`.
 
     A draw picks a bucket, by how much of it lies in the band of pass rates that the run aims at, and takes a few
-    candidates from it and a few that were never drawn. For each a pass rate p is drawn from its posterior (Thompson
-    sampling), and the one with the highest signal, less the further p is outside of the band, wins. So prompts never
-    drawn are explored as far as others of their kind give hope. Fixed shares of the draws go to easy prompts, against
+    candidates from it and a few that were never drawn. For each a few pass rates p are drawn from its posterior
+    (Thompson sampling), and the one with the highest mean signal, less the further p is outside of the band, wins. So
+    prompts never drawn are explored as far as others of their kind give hope, and early in the run also on luck, since
+    what is found then pays for longest. Fixed shares of the draws go to easy prompts, against
     forgetting and growing length, and to retired ones that are due. Each re-test that changes nothing doubles the time
     to the next one.
     """
@@ -142,18 +147,27 @@ class Signal(Uniform):
     def _choose(self, sets: Sequence[array[int]]) -> list[int]:
         """The rows of the next draws, the last one first; there may be repetitions."""
         low, high = self.curriculum.band(self.version)
+        rows, values = [], []
         known = [_some(sets[number], (self._ahead, CANDIDATES), self._rng) for number in ACTIVE if sets[number]]
-        unseen = [_some(sets[UNSEEN], (self._ahead, UNSEEN_CANDIDATES), self._rng)] if sets[UNSEEN] else []
         if known:
             chosen = self._rng.choice(len(known), size=self._ahead, p=self._shares(sets, low, high))
-            known = [np.stack(known)[chosen, np.arange(self._ahead)]]
-        rows = np.concatenate(known + unseen, axis=1)
-        rates = self.stats.sample(rows.ravel(), self.version, self._rng).reshape(rows.shape)
+            rows.append(np.stack(known)[chosen, np.arange(self._ahead)])
+            values.append(self._values(rows[0], DRAWS, low, high))
+        if sets[UNSEEN]:
+            each = 1 if self.version < EARLY * self.curriculum.steps else DRAWS
+            rows.append(_some(sets[UNSEEN], (self._ahead, UNSEEN_CANDIDATES * DRAWS // each), self._rng))
+            values.append(self._values(rows[-1], each, low, high))
+        best = np.concatenate(values, axis=1).argmax(axis=1)
+        found: list[int] = np.concatenate(rows, axis=1)[np.arange(self._ahead), best].tolist()
+        return found
+
+    def _values(self, rows: np.ndarray, draws: int, low: float, high: float) -> np.ndarray:
+        """What a draw of each of `rows` is worth, by the mean over so many pass rates of its posterior: as `rows`."""
+        rates = self.stats.sample(rows.ravel(), self.version, self._rng, draws).reshape(*rows.shape, draws)
         size = self.stats.group_size
         outside = np.maximum(np.maximum(low - rates, rates - high), 0) / SOFTNESS
-        values = (1 - rates**size - (1 - rates) ** size) * np.exp(-(outside**2))
-        found: list[int] = rows[np.arange(self._ahead), values.argmax(axis=1)].tolist()
-        return found
+        values: np.ndarray = ((1 - rates**size - (1 - rates) ** size) * np.exp(-(outside**2))).mean(axis=-1)
+        return values
 
     def _shares(self, sets: Sequence[array[int]], low: float, high: float) -> np.ndarray:
         """Of the active buckets that are not empty: how many of their prompts are probably in the band, as shares.

@@ -183,11 +183,12 @@ class StatsTable:
         strength = mean * (1 - mean) / variance - 1
         return mean * strength, (1 - mean) * strength
 
-    def sample(self, rows_N: np.ndarray, version: int, rng: np.random.Generator) -> np.ndarray:
-        """A pass rate drawn from the posterior of each row: [N]."""
+    def sample(self, rows_N: np.ndarray, version: int, rng: np.random.Generator, draws: int = 1) -> np.ndarray:
+        """Pass rates drawn from the posterior of each row: [N, draws]."""
         alpha, beta, weight = self._mixture(rows_N, version)
-        belief = (rng.random((len(rows_N), 1)) > weight.cumsum(axis=1)[:, :-1]).sum(axis=1)
-        index = np.arange(len(rows_N))
+        below = weight.cumsum(axis=1)[:, None, :-1]
+        belief = (rng.random((len(rows_N), draws, 1)) > below).sum(axis=2)
+        index = np.arange(len(rows_N))[:, None]
         rates: np.ndarray = rng.beta(alpha[index, belief], beta[index, belief])
         return rates
 

@@ -221,6 +221,24 @@ def test_unseen_prompts_are_explored_as_far_as_their_kind_gives_hope() -> None:
     assert new[1] >= 10
 
 
+def test_luck_counts_early_only() -> None:
+    """One prompt in ten of those never drawn is of use: beside a hundred that are, they are drawn while it pays."""
+    drawn = []
+    for version in (0, 100):
+        sampler = PromptSampler(prompts(math=400), "signal", 8, 0, Curriculum(steps=200))
+        for row in range(200):
+            teach(sampler, row, [4] if row < 20 else [8 * (row % 2)])  # what unseen prompts are like
+        for row in range(200, 300):
+            teach(sampler, row, [4, 4, 4])
+        new = 0
+        for _ in range(300):
+            row = sampler.draw("math", version)
+            new += row >= 300
+            sampler.observe(row, None, version)
+        drawn.append(new)
+    assert drawn[0] > 60 > 4 * drawn[1]
+
+
 def test_without_outcomes_nothing_is_learnt() -> None:
     sampler = PromptSampler(prompts(math=5), "signal", group_size=4, seed=0)
     before = sampler.stats.state_dict()

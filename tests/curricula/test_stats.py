@@ -137,7 +137,7 @@ def test_an_interval_holds_its_share_of_the_draws() -> None:
     for version in range(3):
         table.observe([(0, group(0, 8), version), (1, group(3 * version, 8), version)])
     rng, rows = np.random.default_rng(0), np.arange(3)
-    draws = np.stack([table.sample(rows, 5, rng) for _ in range(20_000)])
+    draws = table.sample(rows, 5, rng, 20_000).T
     low, high = table.interval(rows, 5, 0.9)
     assert (draws < low).mean(axis=0) == pytest.approx([0.05] * 3, abs=0.007)
     assert (draws > high).mean(axis=0) == pytest.approx([0.05] * 3, abs=0.007)
