@@ -15,6 +15,7 @@ class Curriculum:
 
     band_start: Sequence[float] = (0.4, 0.8)
     band_end: Sequence[float] = (0.15, 0.5)
+    explore_until: float = 0.2
     easy_floor: float = 0.05
     retest_share: float = 0.03
     retest_after: int = 10

@@ -19,9 +19,7 @@ CANDIDATES = 6
 DRAWS = 4
 """Pass rates drawn for each candidate. One alone lets those win that least is known of, where there are many."""
 UNSEEN_CANDIDATES = 2
-"""Prompts never drawn that compete with them."""
-EARLY = 0.2
-"""Share of the run in which `DRAWS` times as many compete, by one pass rate each: a find teaches for the rest of it."""
+"""Prompts never drawn that compete with them; early in the run `DRAWS` times as many, by one pass rate each."""
 SOFTNESS = 0.1
 """How far outside of the band a pass rate's value falls to exp(-1)."""
 RETIRE, RETURN = 0.35, 0.5
@@ -154,7 +152,8 @@ class Signal(Uniform):
             rows.append(np.stack(known)[chosen, np.arange(self._ahead)])
             values.append(self._values(rows[0], DRAWS, low, high))
         if sets[UNSEEN]:
-            each = 1 if self.version < EARLY * self.curriculum.steps else DRAWS
+            early = self.version < self.curriculum.explore_until * self.curriculum.steps
+            each = 1 if early else DRAWS
             rows.append(_some(sets[UNSEEN], (self._ahead, UNSEEN_CANDIDATES * DRAWS // each), self._rng))
             values.append(self._values(rows[-1], each, low, high))
         best = np.concatenate(values, axis=1).argmax(axis=1)

@@ -31,6 +31,7 @@ from tests.integration.commands import SMALL, Running, posttrain
 WORDS = [
     *SMALL, "rl.checkpoint_every=2", "rl.drift_every=0", "rl.learning_rate=1e-6", "rl.lr_scheduler_type=constant",
     "rl.curriculum.band_start=[0.15,0.8]", "rl.curriculum.band_end=[0.15,0.8]",
+    "rl.curriculum.explore_until=0",
 ]  # fmt: skip
 """A policy that hardly changes, so that lengths can be compared; nothing that depends on how many steps there are."""
 GONE_SECONDS = 30.0

@@ -326,6 +326,9 @@ class CurriculumConfig(Section):
     """Lowest and highest pass rate that `signal` aims at, at the first step."""
     band_end: list[float] = Field(default_factory=lambda: [0.15, 0.5], min_length=2, max_length=2)
     """The same at the last step; in between the band moves evenly. Lower rates are harder prompts."""
+    explore_until: float = Field(default=0.2, ge=0, le=1)
+    """Share of the run, from its start, in which `signal` tries more prompts that were never drawn: what is found then
+    teaches for longest."""
     easy_floor: float = Field(default=0.05, ge=0, lt=1)
     """Share of the draws by `signal` that goes to easy prompts, of pass rates from 0.8 to below 1: against forgetting,
     and against completions that grow longer and longer."""
