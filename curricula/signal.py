@@ -45,9 +45,8 @@ class Signal(Uniform):
     candidates from it and a few that were never drawn. For each a few pass rates p are drawn from its posterior
     (Thompson sampling), and the one with the highest mean signal, less the further p is outside of the band, wins. So
     prompts never drawn are explored as far as others of their kind give hope, and early in the run also on luck, since
-    what is found then pays for longest. Fixed shares of the draws go to easy prompts, against
-    forgetting and growing length, and to retired ones that are due. Each re-test that changes nothing doubles the time
-    to the next one.
+    what is found then pays for longest. Fixed shares of the draws go to easy prompts, against forgetting and growing
+    length, and to retired ones that are due. Each re-test that changes nothing doubles the time to the next one.
     """
 
     sets_each = DUE + 1
