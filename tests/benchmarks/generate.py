@@ -3,8 +3,8 @@
 Both sides have the same requests, sampling parameters (seeds and the log-probability of each sampled token included),
 engine arguments and one thread each, and sit in a Ray actor of their own; they take turns, and the one that waits uses
 no core. So the tokens are the same. An engine is 8 % faster when it is given the same requests once more, probably
-since oneDNN then has a kernel for every number of rows that occurs; so none is, and each call that is timed follows one of the same
-actor that is not.
+since oneDNN then has a kernel for every number of rows that occurs; so none is, and each call that is timed follows one
+of the same actor that is not.
 
 What remains different is on our side: requests go to the actor and rollouts come back through Ray, within our time;
 each completion is decoded to text and made a `Rollout` with its log-probabilities and policy versions; a thread steps
