@@ -173,9 +173,15 @@ class RayWorkers:
     async def drift(self, prompts: Sequence[Prompt]) -> float:
         """How far the engines' log-probabilities are from the trainer's: the mean absolute difference, in nats.
 
-        Each engine that makes rollouts samples fresh completions of the prompts, at whose tokens the trainer looks. To
-        be called between a weight update and the next train step, when both hold the same version.
+        The trainer looks at the tokens of `fresh` completions. To be called between a weight update and the next train
+        step, when both hold the same version.
         """
+        groups = await self.fresh(prompts)
+        stored_N, now_N = await self.trainer.logprobs(groups)
+        return Difference.of(stored_N, now_N).mean
+
+    async def fresh(self, prompts: Sequence[Prompt]) -> list[RolloutGroup]:
+        """Some short completions of each prompt, apart from the run's, by each engine that makes rollouts."""
         sampling = replace(self._sampling, max_tokens=min(DRIFT_TOKENS, self._sampling.max_tokens))
 
         async def sample(index: int, prompt: Prompt, engine: int) -> RolloutGroup:
@@ -184,11 +190,9 @@ class RayWorkers:
             rollouts = await self._generate(request, prompt.capability, engine)
             return RolloutGroup(-1, prompt, list(tokens), await result_of(rollouts))
 
-        groups = await asyncio.gather(
+        return await asyncio.gather(
             *(sample(index, prompt, engine) for engine in self.engines for index, prompt in enumerate(prompts))
         )
-        stored_N, now_N = await self.trainer.logprobs(groups)
-        return Difference.of(stored_N, now_N).mean
 
     async def _generate(self, request: Request, capability: str, engine: int | None = None) -> Any:
         """A reference to the rollouts of a request, from one engine or the one with the fewest tokens outstanding."""

@@ -403,6 +403,8 @@ def engine_arguments(model: str, settings: EngineSettings) -> Any:
     os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if settings.dtype == "float32":  # else Triton's attention rounds its factors to ten bits (TF32), silently
+        os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 
     import torch
     from vllm.config import WeightTransferConfig

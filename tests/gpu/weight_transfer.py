@@ -5,6 +5,8 @@
 Two GPUs: `nccl`. One, which trainer and engine share: `ipc`. None: `shm`. A random Llama is changed by 10 % noise and
 sent, several times; each time the engine's log-probabilities of what it samples must be the trainer's, to 2e-2 in
 bfloat16 and 1e-4 in float32, and must not have been before. The line is printed before that is judged.
+
+Beside it, how far each of the two is from the same model computed in float32, sequence by sequence, at the end.
 """
 
 import argparse
@@ -12,16 +14,18 @@ import asyncio
 import json
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from posttrain import trainer_ranks
-from posttrain.cluster import Cluster
+from posttrain.cluster import Cluster, result_of
 from posttrain.config import Config
 from posttrain.doctor import ExaminedTrainer
 from posttrain.engines import prepare
+from posttrain.parity import Difference, Hypothesis
 from posttrain.workers import RayWorkers
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt
@@ -48,6 +52,11 @@ async def measure(workers: RayWorkers, dtype: str) -> dict[str, Any]:
         pauses.append(await workers.update_weights(version))
         after.append(await workers.drift(prompts))
     assert workers.sent is not None
+    groups = await workers.fresh(prompts)
+    alone = [replace(group, rollouts=[rollout]) for group in groups for rollout in group.rollouts]  # one order for all
+    pairs = [await workers.trainer.logprobs([each]) for each in alone]
+    stored_N, now_N = torch.cat(pairs, dim=1)
+    exact_N = await result_of(workers.trainer.actors[0].under.remote(Hypothesis("none"), *alone))
     return {
         "transport": workers.transport.name,
         "dtype": dtype,
@@ -57,6 +66,8 @@ async def measure(workers: RayWorkers, dtype: str) -> dict[str, Any]:
         "apart_at_start": at_start,
         "apart_before": min(before),
         "apart_after": max(after),
+        "engine_from_float32": Difference.of(stored_N, exact_N).mean,
+        "trainer_from_float32": Difference.of(now_N, exact_N).mean,
     }
 
 
