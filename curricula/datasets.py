@@ -311,10 +311,12 @@ def _whole_number(value: Any) -> int:
     return int(value)
 
 
-def _tests(value: Any) -> tuple[Mapping[str, Any], ...]:
-    if not isinstance(value, list) or not all(isinstance(test, dict) for test in value):
-        raise ValueError(f"expected a list of mappings, found {short(value)}")
-    return tuple(value)
+def _tests(value: Any) -> tuple[Mapping[str, Any] | str, ...]:
+    """A text is the source of tests."""
+    tests = [value] if isinstance(value, str) else value
+    if not isinstance(tests, list) or not any(all(isinstance(test, kind) for test in tests) for kind in (dict, str)):
+        raise ValueError(f"expected a text, a list of texts or a list of mappings, found {short(value)}")
+    return tuple(tests)
 
 
 def _delimiters(value: Any) -> tuple[str, str]:

@@ -1,29 +1,32 @@
-"""Runs programs that a model wrote, in a warm worker process that forks once for each check.
+"""Runs programs that a model wrote, in warm worker processes that fork once for each check.
 
-What holds a program: a process of its own without environment, files or standard streams, limits on CPU time, wall
-time, memory, processes, open files, file size and output, a fresh namespace for each input with harmless built-ins
-only, and a syntax check that refuses imports and the attributes that lead from a value to the interpreter. Where the
-pipeline runs as root, the worker becomes nobody. The program gets the inputs and never the expected outputs, which the
-caller compares.
+What holds a program is in `judges.sandbox.confinement`: it has no network, no files but Python's and the system's
+libraries and, where namespaces are to be had, an empty `/tmp`, sees no other process and no environment, can start
+none, and has limits on CPU time, wall time, memory, threads, size of files and output. It never gets the expected
+outputs, which the caller compares; tests are run in another process (`judges.sandbox.bench`).
 
-It is not a full sandbox: system calls are not filtered and the network is not cut off, so a program that defeats the
-syntax check acts as the user who runs the worker. Until that is closed, give the machine no secrets.
+Where the machine cannot hold it, nothing is run, unless the user sets POSTTRAIN_UNCONFINED_CODE=1: then only the limits
+are left, and a program acts as the user who runs us.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import queue
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from judges.worker_process import WorkerGoneError, WorkerProcess
-from rollouts.errors import JudgeError
+from rollouts.errors import DataError, JudgeError, UserError
 
 GRACE_SECONDS = 10.0
 """How much longer than a check's wall limit the parent waits for the worker to enforce it."""
+
+UNCONFINED = "POSTTRAIN_UNCONFINED_CODE"
 
 
 @dataclass(frozen=True)
@@ -40,47 +43,88 @@ class Result:
 
 
 class CodeWorker:
-    """A worker process that checks programs: started when first used, restarted when it died, safe to share by threads.
+    """Processes that check programs: started when needed, restarted when they died, safe to share by threads.
 
     Example: `CodeWorker().run("sorted(x)[1:]", [[3, 1, 2]])` is `[Result([2, 3])]`
 
-    Limits are per check, that is for one program on all of its inputs. `cpu_seconds` decides; `wall_seconds` is for
-    programs that wait, and so large that a busy machine does not change a verdict.
+    Limits are per check, that is for one program on all of its inputs; of a script on each. `cpu_seconds` decides;
+    `wall_seconds` is for programs that wait, and so large that a busy machine does not change a verdict.
     """
 
-    def __init__(self, cpu_seconds: float = 1.0, wall_seconds: float = 20.0, memory_bytes: int = 256 << 20) -> None:
+    def __init__(
+        self,
+        cpu_seconds: float = 1.0,
+        wall_seconds: float = 20.0,
+        memory_bytes: int = 256 << 20,
+        processes: int = 1,
+        without: Sequence[str] = (),
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            cpu_seconds: of a check.
+            wall_seconds: of a check.
+            memory_bytes: address space of a program's process.
+            processes: how many checks go on at once.
+            without: parts of the confinement to leave out, for tests; see `judges.sandbox.confinement`.
+        """
         self.cpu_seconds = cpu_seconds
         self.wall_seconds = wall_seconds
         self.memory_bytes = memory_bytes
-        self._lock = threading.Lock()
-        self._process: WorkerProcess | None = None
+        self._words = [f"without={part}" for part in without]
+        self._seats: queue.LifoQueue[_Seat] = queue.LifoQueue()  # the warm ones first
+        self._all = [_Seat() for _ in range(processes)]
+        for seat in self._all:
+            self._seats.put(seat)
 
-    def run(self, program: str, inputs: list[Any]) -> list[Result]:
-        """One result for each input, in order.
+    def run(self, program: str, inputs: Sequence[Any]) -> list[Result]:
+        """Calls the program with each input; one result for each, in order.
 
         A program is an expression in `x`, a function body that returns (statements separated by `;` or newlines), or a
-        definition of `f(x)`. Each input is plain data and reaches the program as a fresh copy.
+        definition of `f(x)`, or of another function. Each input is plain data and reaches the program as a fresh copy;
+        a list is the arguments of a function with several parameters.
 
         Raises:
             JudgeError: the worker cannot be started, or dies with harmless programs, too.
+            UserError: this machine cannot hold programs, and the user did not allow to run them all the same.
         """
-        with self._lock:
-            try:
-                return self._check(program, inputs)
-            except WorkerGoneError:
-                pass
-            try:
-                return self._check(program, inputs)
-            except WorkerGoneError as error:
-                self._check_harmless(error)
-                return [Result(None, "the program killed its worker") for _ in inputs]
+        return self._results({"program": program, "inputs": list(inputs)}, len(inputs))
+
+    def run_script(self, program: str, stdins: Sequence[str]) -> list[Result]:
+        """What the program writes for each standard input. A program that reads none but can be called is called.
+
+        Raises:
+            JudgeError: see `run`.
+            UserError: see `run`.
+        """
+        return self._results({"program": program, "stdins": list(stdins)}, len(stdins))
+
+    def test(self, program: str, tests: str | Sequence[str]) -> str:
+        """Why the program does not pass the tests, empty if it does.
+
+        Args:
+            program: source that defines what the tests ask for.
+            tests: source that is run after the program but in another process, or single statements.
+
+        Raises:
+            DataError: the tests cannot be run, whatever the program is.
+            JudgeError: see `run`.
+            UserError: see `run`.
+        """
+        hidden = json.dumps(tests if isinstance(tests, str) else list(tests)).encode()
+        answer = self._ask({"program": program, "tests": len(hidden)}, hidden)
+        if answer is None:
+            return "the program killed its worker"
+        verdict = json.loads(answer["lines"][0])
+        if verdict["broken"]:
+            raise DataError(str(verdict["reason"]))
+        return "" if verdict["passed"] else str(verdict["reason"]) or "the tests fail"
 
     def close(self) -> None:
-        """Stop the process; the next `run` starts another."""
-        with self._lock:
-            if self._process is not None:
-                self._process.close()
-                self._process = None
+        """Stop the processes; the next check starts another."""
+        for seat in self._all:
+            with seat.lock:
+                seat.close()
 
     def __enter__(self) -> Self:
         return self
@@ -90,30 +134,75 @@ class CodeWorker:
     ) -> None:
         self.close()
 
-    def _check(self, program: str, inputs: list[Any]) -> list[Result]:
-        if self._process is None or not self._process.usable:
-            # -S: site-packages are of no use there, and looking for them takes most of the start.
-            self._process = WorkerProcess(Path(__file__).with_name("code_child.py"), "-S")
-        request = {
-            "program": program,
-            "inputs": inputs,
+    def _results(self, request: dict[str, Any], count: int) -> list[Result]:
+        answer = self._ask(request)
+        if answer is None:
+            return [Result(None, "the program killed its worker")] * count
+        results = [_result(line) for line in answer.get("lines", [])][:count]
+        missing = Result(None, answer.get("ended") or "the program ended its process")
+        return results + [missing] * (count - len(results))
+
+    def _ask(self, request: dict[str, Any], hidden: bytes = b"") -> dict[str, Any] | None:
+        """The worker's answer; None if the program killed it twice."""
+        seat = self._seats.get()
+        try:
+            with seat.lock:
+                try:
+                    return self._check(seat, request, hidden)
+                except WorkerGoneError:
+                    pass
+                try:
+                    return self._check(seat, request, hidden)
+                except WorkerGoneError as error:
+                    self._check_harmless(seat, error)
+                    return None
+        finally:
+            self._seats.put(seat)
+
+    def _check(self, seat: _Seat, request: dict[str, Any], hidden: bytes = b"") -> dict[str, Any]:
+        if seat.process is None or not seat.process.usable:
+            seat.close()
+            seat.process = _started(self._words)
+        limits = {
             "cpu_seconds": self.cpu_seconds,
             "wall_seconds": self.wall_seconds,
             "memory_bytes": self.memory_bytes,
         }
-        answer = self._process.ask(request, self.wall_seconds + GRACE_SECONDS)
-        results = [_result(line) for line in answer.get("lines", [])][: len(inputs)]
-        missing = Result(None, answer.get("ended") or "the program ended its process")
-        return results + [missing] * (len(inputs) - len(results))
+        return seat.process.ask(request | limits, self.wall_seconds + GRACE_SECONDS, hidden)
 
-    def _check_harmless(self, cause: WorkerGoneError) -> None:
+    def _check_harmless(self, seat: _Seat, cause: WorkerGoneError) -> None:
         """Two workers died with the same program: is it the program, or are the workers at fault?"""
         try:
-            results = self._check("x", [1])
+            answer = self._check(seat, {"program": "x", "inputs": [1]})
         except WorkerGoneError as error:
             raise JudgeError(f"the code worker dies whatever it runs: {error}") from error
-        if results != [Result(1)]:
-            raise JudgeError(f"the code worker cannot run `x`: {results[0].error}") from cause
+        if [_result(line) for line in answer.get("lines", [])] != [Result(1)]:
+            raise JudgeError(f"the code worker cannot run `x`: {answer.get('ended')}") from cause
+
+
+class _Seat:
+    """Of one process, which may be started anew."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.process: WorkerProcess | None = None
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.close()
+            self.process = None
+
+
+def _started(words: Sequence[str]) -> WorkerProcess:
+    allowed = ["unconfined"] if os.environ.get(UNCONFINED) == "1" else []
+    try:
+        # -S: site-packages are of no use there, and looking for them takes most of the start.
+        return WorkerProcess("judges.sandbox.child", *words, *allowed, options=["-S"])
+    except UserError as error:
+        raise UserError(
+            f"this machine cannot hold programs that a model wrote ({error}), so none is run; in a container give it "
+            f"more rights, or set {UNCONFINED}=1 where such a program may do all that you may"
+        ) from None
 
 
 def _result(line: str) -> Result:

@@ -1,6 +1,6 @@
 """The program that runs inside the math worker's process: compares two mathematical texts with math-verify.
 
-Started by `judges.math_worker` as a script. A request is `{"answer", "reference", "cpu_seconds"}`, the answer to it
+Started by `judges.math_worker`. A request is `{"answer", "reference", "cpu_seconds"}`, the answer to it
 `{"equal": bool}`. It runs apart because sympy evaluates what it parses: `9^{9^{9^9}}` would hang whoever asks, and
 math-verify's own time limit works in a main thread only.
 """
@@ -26,12 +26,12 @@ def as_latex(text: str) -> str:
     return text if DELIMITED.search(text) else f"${text}$"
 
 
-def main() -> None:
-    """Answer requests until stdin closes."""
+def main(parent: int, _: int) -> None:
+    """Answer requests until stdin closes; `parent` is with whom it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    if os.getppid() != int(sys.argv[1]):
+    if os.getppid() != parent:
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.CRITICAL)  # it warns, once for each call, that its time limit is off
@@ -50,7 +50,3 @@ def main() -> None:
             equal = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(json.dumps({"equal": equal}).encode() + b"\n")
-
-
-if __name__ == "__main__":
-    main()

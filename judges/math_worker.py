@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from pathlib import Path
 
 from judges.worker_process import WorkerGoneError, WorkerProcess
 from rollouts.errors import JudgeError
@@ -54,6 +53,6 @@ class MathWorker:
 
     def _compare(self, answer: str, reference: str) -> bool:
         if self._process is None or not self._process.usable:
-            self._process = WorkerProcess(Path(__file__).with_name("math_child.py"))
+            self._process = WorkerProcess("judges.math_child")
         request = {"answer": answer, "reference": reference, "cpu_seconds": self.cpu_seconds}
         return bool(self._process.ask(request, WALL_SECONDS).get("equal"))

@@ -7,13 +7,13 @@ shaping. An answer that is right but not in the asked format is not solved; the 
 
 from __future__ import annotations
 
-import math
+import os
 import re
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Any
 
 from judges.answers import NUMBER, Extraction, extract, extract_code, extract_number, extract_text, marked_answer
+from judges.code_tests import check_tests, code_verdict
 from judges.code_worker import CodeWorker
 from judges.math_worker import MathWorker
 from rollouts.errors import DataError
@@ -22,7 +22,7 @@ from rollouts.types import Prompt, Score
 Verifier = Callable[[Prompt, str], Score]
 Verdict = tuple[bool, str]
 
-_code_worker = CodeWorker()
+_code_worker = CodeWorker(processes=os.cpu_count() or 1)  # started as they are needed
 _math_worker = MathWorker()
 
 
@@ -42,10 +42,20 @@ def math_equal(prompt: Prompt, completion: str) -> Score:
 
 
 def code(prompt: Prompt, completion: str) -> Score:
-    """The answer is a program that gives the right output for each of the prompt's tests."""
-    tests = _tests(prompt)
+    """The answer is a program that passes the prompt's tests, see `judges.code_tests`."""
+    try:
+        check_tests(prompt.tests)
+    except DataError as error:
+        raise DataError(f"prompt {prompt.prompt_id}: {error}") from None
     found = extract(completion, prompt.answer_format) if prompt.answer_format else extract_code(completion)
-    return _score(found, lambda answer: _code_verdict(answer, tests))
+    return _score(found, lambda answer: code_verdict(_code_worker, answer, prompt.tests))
+
+
+def asked_format(prompt: Prompt, completion: str) -> Score:
+    """The answer is in the asked format, whatever it is: the verifier `format`."""
+    if prompt.answer_format is None:
+        raise DataError(f"prompt {prompt.prompt_id} has no 'format' to obey")
+    return _score(extract(completion, prompt.answer_format), lambda _: (True, ""))
 
 
 def auto(prompt: Prompt, completion: str) -> Score:
@@ -57,7 +67,9 @@ def auto(prompt: Prompt, completion: str) -> Score:
     return (math_equal if numeric else exact)(prompt, completion)
 
 
-VERIFIERS: dict[str, Verifier] = {"exact": exact, "math": math_equal, "code": code, "auto": auto}
+VERIFIERS: dict[str, Verifier] = {
+    "exact": exact, "math": math_equal, "code": code, "format": asked_format, "auto": auto,
+}  # fmt: skip
 
 
 def _score(found: Extraction, judge: Callable[[str], Verdict]) -> Score:
@@ -73,16 +85,6 @@ def _reference(prompt: Prompt) -> str:
     return prompt.answer
 
 
-def _tests(prompt: Prompt) -> list[tuple[Any, Any]]:
-    if not prompt.tests:
-        raise DataError(f"prompt {prompt.prompt_id} has no 'tests' to run code on")
-    for index, test in enumerate(prompt.tests):
-        for key in ("input", "output"):
-            if key not in test:
-                raise DataError(f"prompt {prompt.prompt_id}: tests[{index}] has no '{key}'")
-    return [(test["input"], test["output"]) for test in prompt.tests]
-
-
 def _normal(text: str) -> str:
     return " ".join(text.split()).casefold()
 
@@ -92,6 +94,7 @@ def _normal(text: str) -> str:
 _DRESS = re.compile(r"\\boxed|\\text|\\mathrm|\\left|\\right|\\[$%!,;() \[\]]|[${}]")
 _OPERATOR = re.compile(r"[+*/^!_\\×÷·]|-(?!\w)")
 _SUM = re.compile(r"[+*=×÷·]|\d\s*[-−]\s*\d|\\times|\\cdot|\\div|\\pm")
+_QUOTIENT = re.compile(r"\d\s*/\s*\d")
 
 
 def as_number(text: str) -> Decimal | None:
@@ -106,45 +109,13 @@ def as_number(text: str) -> Decimal | None:
 
 
 def _math_verdict(answer: str, reference: str) -> Verdict:
+    if answer.split() == reference.split():
+        return True, ""
     expected, given = as_number(reference), as_number(answer)
-    if expected is not None and given is not None:
+    if expected is not None and given is not None and ("%" in answer) == ("%" in reference):
         return given == expected, ""
-    if expected is not None and (expected == expected.to_integral_value() or _SUM.search(answer)):
-        # math-verify would compute `40+45` and pick one of `84 or 85`: the question back, or a guess, is no answer.
+    whole = expected is not None and expected == expected.to_integral_value()
+    if expected is not None and (_SUM.search(answer) or (whole and _QUOTIENT.search(answer))):
+        # math-verify would compute `40+45`: the question back is no answer.
         return False, "the answer is not one number"
     return _math_worker.equal(answer, reference), ""
-
-
-# ------------------------------------------------------------------------------------------------------------- code
-
-
-def _code_verdict(program: str, tests: list[tuple[Any, Any]]) -> Verdict:
-    results = _code_worker.run(program, [argument for argument, _ in tests])
-    for index, (result, (_, expected)) in enumerate(zip(results, tests, strict=True), start=1):
-        if result.error:
-            return False, f"test {index} of {len(tests)}: {result.error}"
-        if not same(result.output, expected):
-            return False, f"test {index} of {len(tests)}: wrong output"
-    return True, ""
-
-
-def same(output: object, expected: object) -> bool:
-    """Equality of plain data: a bool is no number, floats are compared to 9 digits, a tuple is a list."""
-    if isinstance(output, bool) or isinstance(expected, bool):
-        return output is expected
-    if isinstance(output, float) or isinstance(expected, float):
-        numbers = isinstance(output, int | float) and isinstance(expected, int | float)
-        return numbers and _close(output, expected)
-    if isinstance(output, list | tuple) and isinstance(expected, list | tuple):
-        return len(output) == len(expected) and all(map(same, output, expected))
-    if isinstance(output, dict) and isinstance(expected, dict):
-        keyed = {str(key): value for key, value in expected.items()}  # JSON has no other keys
-        return output.keys() == keyed.keys() and all(same(output[key], keyed[key]) for key in keyed)
-    return type(output) is type(expected) and output == expected
-
-
-def _close(output: object, expected: object) -> bool:
-    try:
-        return math.isclose(float(str(output)), float(str(expected)), rel_tol=1e-9, abs_tol=1e-12)
-    except (OverflowError, ValueError):
-        return False

@@ -16,14 +16,19 @@ import sys
 import tempfile
 import time
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rollouts.errors import JudgeError
+from rollouts.errors import JudgeError, UserError
 
 START_SECONDS = 60.0
 """How long a worker may take to say that it is ready; generous, since the machine may be busy training."""
+
+
+ROOT = Path(__file__).parents[1]
+"""Where the package lies, which `python -I` would not find by itself."""
 
 
 class WorkerGoneError(Exception):
@@ -54,33 +59,48 @@ os.register_at_fork(after_in_child=_renew_spawner)
 class WorkerProcess:
     """One running child: its own session and process group, an empty environment, a directory that is already deleted.
 
-    `script` is run by `python -I`, with `options` before it and our process id after it. It writes the line `ready`,
+    It runs `main(pid, pipe, *words)` of a module by `python -I`: with our process id, by which it knows whether we are
+    still there, and a file by which `ask` gives it what is hidden from the main request. It writes the line `ready`,
     then reads requests and writes answers. It is expected to set PR_SET_PDEATHSIG and to leave when stdin closes.
 
     Raises:
         JudgeError: the process cannot be started.
+        UserError: it says that it will not work here, instead of `ready`.
     """
 
-    def __init__(self, script: Path, *options: str) -> None:
+    def __init__(self, module: str, *words: str, options: Sequence[str] = ()) -> None:
+        self._name = module
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
-        command = [sys.executable, "-I", "-W", "ignore", *options, str(script), str(os.getpid())]
+        hidden, self._hidden = os.pipe()
+        start = (
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {module} import main; sys.path.pop(0); "
+            f"main({os.getpid()}, {hidden}, *{words!r})"
+        )
+        command = [sys.executable, "-I", "-W", "ignore", *options, "-c", start]
         try:
-            self._process = _spawner.submit(self._spawn, command).result()
+            self._process = _spawner.submit(self._spawn, command, hidden).result()
         except (OSError, RuntimeError) as error:
-            raise JudgeError(f"{script.stem} cannot be started: {error}") from error
-        self._finalizer = weakref.finalize(self, _clean_up, self._process, os.getpid())
+            os.close(self._hidden)
+            raise JudgeError(f"{module} cannot be started: {error}") from error
+        finally:
+            os.close(hidden)
+        self._finalizer = weakref.finalize(self, _clean_up, self._process, self._hidden, os.getpid())
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._to, False)
+        os.set_blocking(self._hidden, False)
         self._buffer = b""
         self._owner = os.getpid()
         try:
-            self._read_line(time.monotonic() + START_SECONDS)
+            line = self._read_line(time.monotonic() + START_SECONDS)
         except WorkerGoneError as error:
-            raise JudgeError(f"{script.stem} cannot be started: {error}") from None
+            raise JudgeError(f"{module} cannot be started: {error}") from None
+        if line != b"ready":
+            self.close()
+            raise UserError(line.decode(errors="replace"))
 
-    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: list[str], hidden: int) -> subprocess.Popen[bytes]:
         # Deleted as soon as the process is in it, it is empty for good: nothing can be created there, nor stay behind.
         with tempfile.TemporaryDirectory(prefix="posttrain-worker-") as directory:
             return subprocess.Popen(
@@ -92,6 +112,7 @@ class WorkerProcess:
                 cwd=directory,
                 env={},
                 start_new_session=True,
+                pass_fds=(hidden,),
             )
 
     @property
@@ -99,14 +120,15 @@ class WorkerProcess:
         """Whether it is ours and alive; after a fork the child must start its own."""
         return self._owner == os.getpid() and self._process.poll() is None
 
-    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """The answer to `request`.
+    def ask(self, request: dict[str, Any], seconds: float, hidden: bytes = b"") -> dict[str, Any]:
+        """The answer to `request`; `hidden` comes to it by the other pipe.
 
         Raises:
             WorkerGoneError: the process died or did not answer within `seconds`; either way it is gone now.
         """
         deadline = time.monotonic() + seconds
-        self._write(json.dumps(request).encode() + b"\n", deadline)
+        self._write(self._to, json.dumps(request).encode() + b"\n", deadline)
+        self._write(self._hidden, hidden, deadline)
         line = self._read_line(deadline)
         try:
             answer = json.loads(line)
@@ -118,13 +140,13 @@ class WorkerProcess:
         """Kill the process with its group."""
         self._finalizer()
 
-    def _write(self, data: bytes, deadline: float) -> None:
+    def _write(self, file: int, data: bytes, deadline: float) -> None:
         view = memoryview(data)
         while view:
-            if not select.select([], [self._to], [], max(0.0, deadline - time.monotonic()))[1]:
+            if not select.select([], [file], [], max(0.0, deadline - time.monotonic()))[1]:
                 raise self._gone("it did not read its request in time")
             try:
-                view = view[os.write(self._to, view) :]
+                view = view[os.write(file, view) :]
             except BlockingIOError:
                 continue
             except OSError:
@@ -154,7 +176,7 @@ class WorkerProcess:
         return WorkerGoneError(f"{what}: {last}" if last else what, -status if status and status < 0 else 0)
 
 
-def _clean_up(process: subprocess.Popen[bytes], owner: int) -> None:
+def _clean_up(process: subprocess.Popen[bytes], hidden: int, owner: int) -> None:
     """Kill and reap. A forked copy of the owner leaves the process to the owner."""
     if os.getpid() != owner:
         return
@@ -166,3 +188,4 @@ def _clean_up(process: subprocess.Popen[bytes], owner: int) -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()
+    os.close(hidden)

@@ -268,6 +268,24 @@ def passk(
 
 
 @app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL or Parquet, a completion in each row.")],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write, a verdict for each row in order.")],
+    kind: Annotated[str, typer.Option(help="math, code, exact, format, or auto: by what the row has.")] = "auto",
+) -> None:
+    """Try a verifier on completions before a run's reward depends on it.
+
+    A row has `completion` (for code: the program) and `answer`; for code `tests`: Python source that is run after the
+    program, a list of assert statements, or a list of {"input", "output"} pairs; for format `format`: [left, right].
+    Written is {"solved", "score", "reason", "error"}; `error` is null unless judging itself failed.
+    """
+    from posttrain.verify import print_summary
+    from posttrain.verify import verify as judge
+
+    print_summary(kind, judge(str(file), kind, out), out)
+
+
+@app.command()
 def rollouts(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     count: Annotated[int, typer.Option("-n", "--count", help="How many transcripts.")] = 10,

@@ -28,16 +28,17 @@ class Prompt:
 
     Example: `Prompt("9f…", ({"role": "user", "content": "47+38"},), capability="math", answer="85")`
 
-    `answer_format` is the asked `(left, right)` delimiters, e.g. `("<ans>", "</ans>")` or `("Answer:", "")`.
-    `instruction` is the id of the system instruction, `instruction_trained` whether training uses that one too (None:
-    not known). `extra` carries every other field of the row to a user's own reward.
+    `tests` of code are pairs `{"input", "output"}` or Python source. `answer_format` is the asked `(left, right)`
+    delimiters, e.g. `("<ans>", "</ans>")` or `("Answer:", "")`. `instruction` is the id of the system instruction,
+    `instruction_trained` whether training uses that one too (None: not known). `extra` carries every other field of the
+    row to a user's own reward.
     """
 
     prompt_id: str
     messages: tuple[Message, ...]
     capability: str = "default"
     answer: str | None = None
-    tests: tuple[Mapping[str, Any], ...] = ()
+    tests: tuple[Mapping[str, Any] | str, ...] = ()
     answer_format: tuple[str, str] | None = None
     difficulty: int | None = None
     instruction: str | None = None

@@ -9,23 +9,15 @@ from pathlib import Path
 import pytest
 
 from judges import worker_process
-from judges.code_worker import CodeWorker, Result
+from judges.code_worker import UNCONFINED, CodeWorker, Result
 from rollouts.errors import JudgeError
 
 SQUARE_BOMB = "x = [1]\nwhile True:\n    x = x + x\nreturn x"
-# The closed-off ways to the interpreter; each must be refused before it runs.
-FORBIDDEN = [
-    "import os",
-    "from os import system; return system('id')",
-    "().__class__.__base__.__subclasses__()",
-    "(v for v in x).gi_frame.f_back.f_builtins",
-    "match x:\n    case list(__class__=c): return c",
-]
 
 
 @pytest.fixture(scope="module")
 def worker():
-    with CodeWorker(cpu_seconds=0.3, memory_bytes=96 << 20) as running:
+    with CodeWorker(cpu_seconds=0.3, memory_bytes=128 << 20) as running:
         yield running
 
 
@@ -33,6 +25,12 @@ def outputs(worker: CodeWorker, program: str, *inputs: object) -> list[object]:
     results = worker.run(program, list(inputs))
     assert [result.error for result in results] == [""] * len(inputs)
     return [result.output for result in results]
+
+
+def process_of(worker: CodeWorker) -> worker_process.WorkerProcess:
+    process = worker._all[0].process
+    assert process is not None
+    return process
 
 
 def error(worker: CodeWorker, program: str) -> str:
@@ -75,12 +73,9 @@ def test_each_input_is_fresh_and_so_is_the_program(worker: CodeWorker) -> None:
         ("y=x\nfor i in range(5000): y=[y]\nreturn y", "RecursionError"),
         ("(" * 500 + "1" + ")" * 500, "SyntaxError: too many nested"),
         ("-" * 15000 + "1", "MemoryError"),
-        ("[" * 30000, "SyntaxError: more than"),
-        ("exit()", "NameError"),
-        ("__import__('os')._exit(0)", "SyntaxError: attribute _exit"),
-        ("open('/etc/passwd')", "NameError"),
-        ("raise SystemExit; return 1", "NameError"),
-        ("eval('1')", "NameError"),
+        ("[" * 130000, "SyntaxError: more than"),
+        ("__import__('os')._exit(0)", "the program ended its process"),
+        ("raise SystemExit; return 1", "SystemExit"),
         ("{1, 2}", "TypeError"),
         ("lambda x: x", "TypeError"),
         ("x = 1", "SyntaxError: neither"),
@@ -95,71 +90,38 @@ def test_a_bad_program_gives_a_reason(worker: CodeWorker, program: str, reason: 
     assert worker.run("x", [1]) == [Result(1)]
 
 
-@pytest.mark.parametrize("program", FORBIDDEN)
-def test_ways_to_the_interpreter_are_refused(worker: CodeWorker, program: str) -> None:
-    assert "is not allowed" in error(worker, program)
-
-
 def test_what_comes_before_a_failure_counts(worker: CodeWorker) -> None:
     results = worker.run("if x > 1:\n    while True: pass\nreturn x", [0, 1, 2, 3])
     assert results == [Result(0), Result(1), Result(None, "CPU time limit"), Result(None, "CPU time limit")]
 
 
-def defeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_seconds: float = 0.3) -> CodeWorker:
-    """A worker whose syntax check and built-ins let everything through: what is left are the process's limits."""
-    source = Path(worker_process.__file__).with_name("code_child.py").read_text()
-    source = source.replace("        _reject_forbidden(node)\n", "        pass\n")
-    source = source.replace('"__builtins__": BUILTINS.copy()', '"__builtins__": builtins')
-    (tmp_path / "code_child.py").write_text(source)
-    monkeypatch.setattr("judges.code_worker.__file__", str(tmp_path / "code_worker.py"))
-    return CodeWorker(cpu_seconds=cpu_seconds, wall_seconds=1.0)
-
-
-def test_the_limits_hold_a_program_that_defeats_the_syntax_check(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with defeated(tmp_path, monkeypatch) as worker:
-        assert outputs(worker, "import os; return os.getuid() >= 0", 0) == [True]
-        assert error(worker, "import os; os._exit(0); return 1") == "the program ended its process"
-        # The supervisor's kill, or its own end since it cannot write its answer: which is first is up to chance.
-        assert error(worker, "import os; os.close(3); return 1") in (
-            "killed by SIGKILL",
-            "the program ended its process",
-        )
-        assert error(worker, "import sys; sys.exit(3); return 1").startswith("SystemExit")
-        assert error(worker, "import os; return os.fork()").startswith("BlockingIOError")
-        assert error(worker, "return open('/etc/hostname').read()").startswith(("OSError", "PermissionError"))
-        assert error(worker, "import time; time.sleep(60); return 1") == "no answer within 1 s"
-        assert error(worker, "import os; os.kill(os.getpid(), 11); return 1") == "killed by SIGSEGV"
-        assert error(worker, "import os\nwhile True: os.write(3, b'a'*10000)\nreturn 1") == "too much output"
-        assert outputs(worker, "import os; return os.write(1, b'noise')", 0) == [5]
-        # The interpreter itself sets the one that there may be.
-        assert outputs(worker, "import os; return [key for key in os.environ if key != 'LC_CTYPE']", 0) == [[]]
-        assert error(worker, "import os; return os.getcwd()").startswith("FileNotFoundError")
-        assert error(worker, "import os; os.mkdir('kept'); return 1").startswith(
-            ("FileNotFoundError", "PermissionError")
-        )
-        assert outputs(worker, "x", 1) == [1]
-
-
-def test_a_program_that_kills_its_worker_is_not_solved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with defeated(tmp_path, monkeypatch) as worker:
+def test_a_program_that_kills_its_worker_is_not_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(UNCONFINED, "1")
+    with CodeWorker(cpu_seconds=0.3) as worker:
         assert error(worker, "import os; os.kill(os.getppid(), 9); return 1") == "the program killed its worker"
         assert outputs(worker, "x", 1) == [1]
 
 
 def test_a_worker_that_died_is_restarted(worker: CodeWorker) -> None:
     assert outputs(worker, "x", 1) == [1]
-    process = worker._process
-    assert process is not None
+    process = process_of(worker)
     os.killpg(process._process.pid, signal.SIGKILL)
     assert outputs(worker, "x+1", 1) == [2]
-    assert worker._process is not process
+    assert process_of(worker) is not process
+
+
+def child_that_does(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program in the place of the worker's."""
+    package = tmp_path / "judges" / "sandbox"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package / "child.py").write_text(f"def main(*_):\n    {what}\n")
+    monkeypatch.setattr("judges.worker_process.ROOT", tmp_path)
 
 
 def test_a_worker_that_dies_whatever_it_runs_is_a_judge_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "code_child.py").write_text("print('ready', flush=True)\ninput()\nraise OSError('no pipes left')")
-    monkeypatch.setattr("judges.code_worker.__file__", str(tmp_path / "code_worker.py"))
+    child_that_does("print('ready', flush=True); input(); raise OSError('no pipes left')", tmp_path, monkeypatch)
     with CodeWorker() as worker, pytest.raises(JudgeError, match=r"dies whatever it runs: .*no pipes left"):
         worker.run("x", [1])
 
@@ -169,8 +131,7 @@ def test_a_worker_that_cannot_start_is_a_judge_error(tmp_path: Path, monkeypatch
         patch.setattr("sys.executable", str(tmp_path / "nothing"))
         with CodeWorker() as worker, pytest.raises(JudgeError, match=r"cannot be started: .*nothing"):
             worker.run("x", [1])
-    (tmp_path / "code_child.py").write_text("raise SystemExit('too old')")
-    monkeypatch.setattr("judges.code_worker.__file__", str(tmp_path / "code_worker.py"))
+    child_that_does("raise SystemExit('too old')", tmp_path, monkeypatch)
     with CodeWorker() as worker, pytest.raises(JudgeError, match="cannot be started: it died with status 1: too old"):
         worker.run("x", [1])
 
@@ -184,7 +145,7 @@ def test_threads_share_a_worker_and_outlive_the_one_that_started_it() -> None:
     first = threading.Thread(target=check, args=(0,))
     first.start()
     first.join()
-    process = worker._process
+    process = process_of(worker)
     time.sleep(0.1)  # the starting thread is gone: a worker bound to its life would be, too
     threads = [threading.Thread(target=check, args=(number,)) for number in range(1, 9)]
     for thread in threads:
@@ -192,15 +153,14 @@ def test_threads_share_a_worker_and_outlive_the_one_that_started_it() -> None:
     for thread in threads:
         thread.join()
     assert seen == {number: [1 + number] for number in range(9)}
-    assert worker._process is process
+    assert process_of(worker) is process
     worker.close()
 
 
 def test_close_leaves_nothing() -> None:
     with CodeWorker() as worker:
         outputs(worker, "x", 1)
-        process = worker._process
-        assert process is not None
+        process = process_of(worker)
     with pytest.raises(ProcessLookupError):
         os.kill(process._process.pid, 0)
 
@@ -211,7 +171,7 @@ import time
 from judges.code_worker import CodeWorker
 worker = CodeWorker()
 worker.run("x", [1])
-print(worker._process._process.pid, flush=True)
+print(worker._all[0].process._process.pid, flush=True)
 time.sleep(60)
 """
     root = Path(worker_process.__file__).parents[1]
@@ -229,15 +189,15 @@ time.sleep(60)
 def test_a_forked_copy_of_the_owner_starts_its_own_process() -> None:
     with CodeWorker() as worker:
         assert outputs(worker, "x", 1) == [1]
-        process = worker._process
+        process = process_of(worker)
         copy = os.fork()
         if copy == 0:
-            right = worker.run("x+1", [1]) == [Result(2)] and worker._process is not process
+            right = worker.run("x+1", [1]) == [Result(2)] and process_of(worker) is not process
             worker.close()
             os._exit(0 if right else 1)
         assert os.waitpid(copy, 0)[1] == 0
         assert outputs(worker, "x", 3) == [3]
-        assert worker._process is process
+        assert process_of(worker) is process
 
 
 def _alive(pid: int) -> bool:

@@ -71,7 +71,7 @@ def test_a_users_reward_may_return_a_float_a_bool_or_a_score() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mth", r"^reward: no built-in verifier 'mth'; did you mean 'math'\?; known are auto, code, exact, math; "),
+        ("mth", r"^reward: no built-in verifier 'mth'; did you mean 'math'\?; known are auto, code, exact, format, math; "),
         ("users_rewards.short", "^reward: no built-in verifier 'users_rewards.short'; known are"),
         ("users_rewards:shor", r"'users_rewards:shor': module users_rewards has no 'shor'; did you mean 'short'\?$"),
         ("users_reward:short", r"no module 'users_reward'; did you mean 'users_rewards'\? \(searched from "),
@@ -109,5 +109,5 @@ def test_a_reward_that_fails_is_a_judge_error_and_no_score(name: str, message: s
 
 
 def test_what_the_data_lacks_stays_the_users_error() -> None:
-    with pytest.raises(DataError, match="prompt p1 has no 'tests'"):
+    with pytest.raises(DataError, match="prompt p1: no 'tests'"):
         one("code")

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from judges.verifiers import VERIFIERS, as_number, same
+from judges.code_tests import same
+from judges.verifiers import VERIFIERS, as_number
 from rollouts.errors import DataError
 from rollouts.types import Prompt, Score
 
@@ -133,7 +134,7 @@ def test_auto_chooses_by_what_the_prompt_has() -> None:
 def test_what_the_data_lacks_is_an_error_that_names_the_row() -> None:
     with pytest.raises(DataError, match=r"prompt p1: tests\[1\] has no 'output'"):
         VERIFIERS["code"](prompt(tests=(DOUBLED[0], {"input": 1})), "x")
-    with pytest.raises(DataError, match="prompt p1 has no 'tests'"):
+    with pytest.raises(DataError, match="prompt p1: no 'tests'"):
         VERIFIERS["code"](prompt(answer="1"), "x")
     with pytest.raises(DataError, match="prompt p1 has no 'answer'"):
         VERIFIERS["math"](prompt(), "1")

@@ -1,0 +1,167 @@
+"""The program's side: makes a program of its text, and runs it for inputs, as a script, or for tests that ask."""
+
+from __future__ import annotations
+
+import ast
+import json
+import operator
+import os
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+from judges.sandbox.peer import Peer
+
+MAX_PROGRAM_CHARS = 100_000
+MAX_OUTPUT_CHARS = 64_000
+LEADING_IN = ("input", "stdin", "fileinput", "open")
+"""Names by whose use a program shows that it reads its standard input."""
+
+
+def parse(text: str) -> ast.Module:
+    """The program's syntax tree.
+
+    Raises:
+        SyntaxError: it has none. Hostile nesting may raise MemoryError and others.
+    """
+    if len(text) > MAX_PROGRAM_CHARS:
+        raise SyntaxError(f"more than {MAX_PROGRAM_CHARS} characters")
+    return ast.parse(text.strip())
+
+
+def is_script(tree: ast.Module) -> bool:
+    """Whether the program reads its standard input, or at least is nothing that could be called with an argument."""
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    if names & set(LEADING_IN):
+        return True
+    try:
+        as_function(tree)
+    except SyntaxError:
+        return True
+    return "x" not in names and not any(isinstance(node, ast.FunctionDef | ast.Return) for node in ast.walk(tree))
+
+
+def as_function(tree: ast.Module) -> tuple[types.CodeType, str]:
+    """(module code, name of the function in it) of an expression in `x`, a function's body, or a definition.
+
+    Of several functions that are defined it is `f`, or the last.
+
+    Raises:
+        SyntaxError: it is none of them.
+    """
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    if functions:
+        name = "f" if "f" in functions else functions[-1]
+        return compile(tree, "<program>", "exec"), name
+    body = list(tree.body)
+    if len(body) == 1 and isinstance(body[0], ast.Expr):
+        body[0] = ast.copy_location(ast.Return(body[0].value), body[0])
+    if not any(isinstance(node, ast.Return) for statement in body for node in ast.walk(statement)):
+        raise SyntaxError("neither an expression nor a function that returns")
+    module = ast.parse("def f(x): pass")
+    function = module.body[0]
+    assert isinstance(function, ast.FunctionDef)
+    function.body = body
+    return compile(ast.fix_missing_locations(module), "<program>", "exec"), "f"
+
+
+def call(code: types.CodeType, name: str, argument: Any) -> str:
+    """Runs the program afresh on one input, with nothing that it kept from the input before; a line of JSON.
+
+    A function with several parameters gets a list's items as its arguments.
+    """
+    namespace: dict[str, Any] = {"__name__": "program"}
+    try:
+        exec(code, namespace)
+        function = namespace[name]
+        taken = getattr(getattr(function, "__code__", None), "co_argcount", 1)
+        several = isinstance(argument, list) and taken > 1 and len(argument) <= taken
+        text = json.dumps(function(*argument) if several else function(argument))
+    except BaseException as error:  # noqa: BLE001  # whatever it is, it is the program's
+        return failure(describe(error))
+    if len(text) > MAX_OUTPUT_CHARS:
+        return failure(f"output of more than {MAX_OUTPUT_CHARS} characters")
+    return f'{{"output": {text}}}\n'
+
+
+def run_script(code: types.CodeType) -> str:
+    """Runs the program with the standard streams as they are; a line of JSON if it failed."""
+    sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
+    sys.stderr = os.fdopen(2, "w")
+    try:
+        try:
+            exec(code, {"__name__": "__main__", "__builtins__": __builtins__})
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                return failure(f"exit status {end.code!r:.40}")
+        sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001  # the program's
+        return failure(describe(error))
+    return ""
+
+
+def serve_tests(code: types.CodeType, connection: int) -> None:
+    """Runs the program and then does with its objects what the tests ask for."""
+    namespace: dict[str, Any] = {"__name__": "solution"}
+    objects: list[Any] = []
+
+    def export(value: Any) -> int:
+        objects.append(value)
+        return len(objects) - 1
+
+    def find(content: Any) -> Any:
+        """An object of ours by its number, or a function of the tests, `["theirs", number]`."""
+        if isinstance(content, list):
+            return lambda *arguments, **named: peer.ask("call", content[1], *arguments, **named)
+        return objects[content]
+
+    def serve(operation: str, arguments: list[Any], named: dict[str, Any]) -> Any:
+        return OPERATIONS[operation](*arguments, **named)
+
+    def start() -> dict[str, Any]:
+        exec(code, namespace)
+        return {name: described(value) for name, value in namespace.items() if not name.startswith("__")}
+
+    def described(value: Any) -> Any:
+        if isinstance(value, types.ModuleType):
+            return ("module", value.__name__)
+        if isinstance(value, type) and issubclass(value, BaseException):
+            return ("exception", [kind.__name__ for kind in value.__mro__], value)
+        return ("value", value)
+
+    OPERATIONS: dict[str, Callable[..., Any]] = {"start": start, "call": lambda function, *a, **k: function(*a, **k)}
+    OPERATIONS |= {each.__name__: each for each in BUILT_IN}
+    OPERATIONS |= {name: getattr(operator, name) for name in OPERATORS}
+    peer = Peer(connection, serve, export, find, failure_of)
+    peer.serve()
+
+
+BUILT_IN = (getattr, setattr, delattr, len, iter, next, str, repr, bool, int, float, complex, abs, round, hash, dir)
+BUILT_IN += (isinstance, issubclass, reversed)  # type: ignore[assignment]
+OPERATORS_OF_TWO = (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift",
+)  # fmt: skip
+OPERATORS = (
+    *OPERATORS_OF_TWO, "eq", "lt", "le", "gt", "ge", "neg", "pos", "invert", "getitem", "setitem", "delitem", "index",
+)  # fmt: skip
+
+
+def failure_of(names: list[str], text: str) -> Exception:
+    """What a function of the tests raised."""
+    return RuntimeError(f"{names[0]}: {text}")
+
+
+def failure(reason: str) -> str:
+    """The line of JSON that says that there is no output, and why."""
+    return json.dumps({"error": reason}) + "\n"
+
+
+def describe(error: BaseException) -> str:
+    """`ZeroDivisionError: division by zero`, cut to a line of 200 characters."""
+    try:
+        return f"{type(error).__name__}: {error}".partition("\n")[0][:200].removesuffix(": ")
+    except BaseException:  # noqa: BLE001  # its text is the program's, too
+        return type(error).__name__

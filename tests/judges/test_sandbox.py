@@ -1,0 +1,208 @@
+"""The sandbox holds what is in `hostile.py`, by each way that this machine has, and lets usual programs run."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from judges.code_worker import UNCONFINED, CodeWorker, Result
+from rollouts.errors import DataError, UserError
+from tests.judges.hostile import HACKS, SCRIPTS
+
+CPU, WALL = 0.5, 2.0
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(
+    scope="module", params=["", "namespaces", "landlock"], ids=lambda part: f"without-{part}" if part else "all"
+)
+def worker(request: pytest.FixtureRequest) -> Iterator[CodeWorker]:
+    without = [] if request.param == "nothing" else [request.param]
+    with CodeWorker(cpu_seconds=CPU, wall_seconds=WALL, without=without) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("canary") / "secret"
+    for folder in [*path.parents][:3]:
+        if folder.is_relative_to(tmp_path_factory.getbasetemp()):
+            folder.chmod(0o755)
+    path.write_text("sings")
+    path.chmod(0o666)
+    return path
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len(SCRIPTS) + len(HACKS) >= 100
+
+
+def test_no_hostile_program_escapes(worker: CodeWorker, listener: socket.socket, canary: Path) -> None:
+    port, escaped, late = listener.getsockname()[1], [], []
+    sentinel = subprocess.Popen(["sleep", "1000"], user=65534 if os.getuid() == 0 else None)
+    for name, program in SCRIPTS.items():
+        text = program.replace("CANARY", str(canary)).replace("PORT", str(port)).replace("PROJECT", str(ROOT))
+        start = time.monotonic()
+        (result,) = worker.run_script(text, [""])
+        if time.monotonic() - start > WALL + 1:
+            late.append((name, time.monotonic() - start))
+        if "ESCAPED" in str(result):
+            escaped.append(name)
+        assert worker.run("x", [1]) == [Result(1)], name
+    alive = sentinel.poll() is None
+    sentinel.kill()
+    sentinel.wait()
+    assert not escaped
+    assert not late
+    assert alive
+    assert canary.read_text() == "sings"
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
+@pytest.mark.parametrize("name", HACKS)
+def test_no_hack_passes_its_tests(worker: CodeWorker, name: str) -> None:
+    program, tests = HACKS[name]
+    start = time.monotonic()
+    assert worker.test(program, tests)
+    assert time.monotonic() - start < WALL + 1
+    assert worker.test("def f(): return 1", "assert f() == 1") == ""
+
+
+GOOD = {
+    "in place": ("def f(a): a.sort()", "a = [3, 1]\nf(a)\nassert a == [1, 3]"),
+    "class": (
+        ("class Stack:\n    def __init__(self): self.v = []\n    def push(self, x): self.v.append(x)\n"
+        "    def pop(self): return self.v.pop()\n    def __len__(self): return len(self.v)"),
+        ("s = Stack()\ns.push(1)\ns.push('a')\nassert len(s) == 2 and s.pop() == 'a'\n"
+        "assert isinstance(s, Stack) and not isinstance(3, Stack)"),
+    ),
+    "function given": ("def f(g, xs): return [g(x) for x in xs]", "assert f(lambda v: v + 1, [1, 2]) == [2, 3]"),
+    "key given": ("def f(xs, key): return sorted(xs, key=key)", "assert f(['bb', 'a'], len) == ['a', 'bb']"),
+    "function returned": ("def f(n): return lambda x: x + n", "assert f(2)(3) == 5"),
+    "exception": (
+        "def f(x):\n    raise ValueError('negative')",
+        "try:\n    f(-1)\nexcept ValueError as e:\n    assert 'negative' in str(e)\nelse:\n    assert False",
+    ),
+    "own exception": (
+        "class E(Exception): pass\ndef f(): raise E('no')", "try: f()\nexcept E: pass\nelse: assert False"
+    ),
+    "module": ("import math\ndef f(x): return math.sqrt(x)", "assert math.isclose(f(2), 2 ** 0.5)"),
+    "plain data": (
+        ("from decimal import Decimal\nfrom collections import Counter, deque\n"
+        "def f(): return {1: (2, 3), 'a': {4}, b'x': [None, True, 1.5, 2j, Decimal('1.5'), deque([1])]}\n"
+        "def g(s): return Counter(s)"),
+        ("from decimal import Decimal\nfrom collections import deque\n"
+        "assert f() == {1: (2, 3), 'a': {4}, b'x': [None, True, 1.5, 2j, Decimal('1.5'), deque([1])]}\n"
+        "assert g('aab') == {'a': 2, 'b': 1}"),
+    ),
+    "generator": (
+        "def f():\n    n = 0\n    while True:\n        yield n\n        n += 1",
+        "g = f()\nassert next(g) == 0 and next(g) == 1\nfor v in f():\n    if v > 3: break\nassert v == 4",
+    ),
+    "operators": (
+        ("class V:\n    def __init__(self, x): self.x = x\n    def __add__(self, o): return V(self.x + o.x)\n"
+        "    def __eq__(self, o): return self.x == o.x"),
+        "assert V(1) + V(2) == V(3) and V(1) != V(2) and (V(1) + V(2)).x == 3",
+    ),
+    "check(candidate)": ("def f(x): return -x", "def check(candidate):\n    assert candidate(1) == -1\ncheck(f)"),
+    "unittest": ("def f(x): return 2 * x", ("from solution import f\nimport unittest\n"
+                 "class T(unittest.TestCase):\n    def test(self): self.assertEqual(f(2), 4)")),
+    "pytest's way": ("def f(x): return 2 * x", "def test_f():\n    assert f(2) == 4"),
+    "attributes": (
+        ("X = 5\nclass C:\n    n = 0\n    @classmethod\n    def make(cls): return cls()\n    @property\n"
+        "    def p(self): return 7"),
+        "assert X == 5 and C.n == 0\nc = C.make()\nc.z = 3\nassert c.z == 3 and c.p == 7",
+    ),
+    "printing": ("print('hello')\ndef f(): return 1", "assert f() == 1"),
+    "a file of its own": (
+        ("def f():\n    import tempfile\n    with tempfile.TemporaryFile() as t:\n        t.write(b'a')\n"
+        "        t.seek(0)\n        return t.read()"),
+        "assert f() == b'a'",
+    ),
+    "threads": (
+        ("from concurrent.futures import ThreadPoolExecutor\ndef f(x):\n    with ThreadPoolExecutor(2) as p:\n"
+        "        return list(p.map(abs, x))"),
+        "assert f([-1, 2]) == [1, 2]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_program_passes(name: str) -> None:
+    program, tests = GOOD[name]
+    assert WORKER.test(program, tests) == ""
+    assert WORKER.test(program, tests.splitlines()[:1] if "\n" not in tests else tests) == ""
+
+
+WORKER = CodeWorker(cpu_seconds=CPU, wall_seconds=WALL)
+
+
+def test_single_statements_are_counted() -> None:
+    tests = ["assert f(1) == 1", "assert f(2) == 3"]
+    assert WORKER.test("def f(x): return x", tests) == "test 2 of 2: AssertionError"
+    assert WORKER.test("def f(x): return x", "\n".join(tests)) == "AssertionError (line 2 of the tests)"
+
+
+@pytest.mark.parametrize("tests", ["assert f( == 1", "import nothing_of_that_name\nassert f() == 1"])
+def test_tests_that_cannot_be_run_are_not_the_programs_fault(tests: str) -> None:
+    with pytest.raises(DataError, match="tests: "):
+        WORKER.test("def f(): return 1", tests)
+
+
+def test_a_script_reads_and_writes() -> None:
+    program = "import sys\nn = int(input())\nprint(n * 2)\nprint(sum(map(int, sys.stdin.read().split())))"
+    assert WORKER.run_script(program, ["3\n1 2\n", "4\n"]) == [Result("6\n3\n"), Result("8\n0\n")]
+    assert WORKER.run_script("print(1)\nraise SystemExit", [""]) == [Result("1\n")]
+    assert WORKER.run_script("raise SystemExit(3)", [""]) == [Result(None, "exit status 3")]
+    (result,) = WORKER.run_script("int(input())", ["a"])
+    assert result.error.startswith("ValueError: invalid literal")
+    assert WORKER.run_script("x[::-1]", ["abc"]) == [Result("cba")]
+    assert WORKER.run_script("def f(s): return s.upper()", ["abc"]) == [Result("ABC")]
+    assert WORKER.run_script("def main():\n    print(input())\nmain()", ["abc"]) == [Result("abc\n")]
+    text = "é" * 100_000
+    assert WORKER.run_script("print(len(input()))", [text]) == [Result("100000\n")]
+
+
+def test_nothing_lasts_from_one_program_to_the_next() -> None:
+    WORKER.run_script("open('/tmp/left', 'w').write('x')", [""])
+    assert WORKER.run_script("import os\nprint(os.listdir('/tmp'))", [""]) == [Result("[]\n")]
+
+
+def test_a_machine_that_cannot_hold_programs_runs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with CodeWorker(without=["namespaces", "landlock"]) as worker:
+        with pytest.raises(UserError, match=rf"cannot hold programs .*left out.*{UNCONFINED}=1"):
+            worker.run("x", [1])
+        monkeypatch.setenv(UNCONFINED, "1")
+        assert worker.run("x", [1]) == [Result(1)]
+        assert worker.run("import os\nreturn os.getcwd() is None", [1])[0].error.startswith("FileNotFoundError")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="we are an ordinary user ourselves")
+@pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="no Python that others may use")
+@pytest.mark.parametrize("without", [[], ["landlock"], ["namespaces"]])
+def test_an_ordinary_user_has_it_too(without: list[str]) -> None:
+    """Namespaces within a user namespace, and Landlock, need no root."""
+    script = f"from judges.code_worker import CodeWorker; print(CodeWorker(without={without}).run('x', [1]))"
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        for package in ("judges", "rollouts"):
+            shutil.copytree(ROOT / package, Path(folder, package))
+        ended = subprocess.run(
+            ["/usr/bin/python3", "-c", script], cwd=folder, user=1234, group=1234, extra_groups=[], env={},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert ended.stdout == "[Result(output=1, error='')]\n", ended.stderr[-600:]
