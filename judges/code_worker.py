@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import json
 import os
-import queue
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from judges.worker_process import WorkerGoneError, WorkerProcess
+from judges.worker_process import WorkerGoneError, WorkerPool, WorkerProcess, WorkerSeat
 from rollouts.errors import DataError, JudgeError, UserError
 
 GRACE_SECONDS = 10.0
@@ -71,11 +70,7 @@ class CodeWorker:
         self.cpu_seconds = cpu_seconds
         self.wall_seconds = wall_seconds
         self.memory_bytes = memory_bytes
-        self._words = [f"without={part}" for part in without]
-        self._seats: queue.LifoQueue[_Seat] = queue.LifoQueue()  # the warm ones first
-        self._all = [_Seat() for _ in range(processes)]
-        for seat in self._all:
-            self._seats.put(seat)
+        self._pool = WorkerPool(partial(_started, [f"without={part}" for part in without]), processes)
 
     def run(self, program: str, inputs: Sequence[Any]) -> list[Result]:
         """Calls the program with each input; one result for each, in order.
@@ -122,9 +117,7 @@ class CodeWorker:
 
     def close(self) -> None:
         """Stop the processes; the next check starts another."""
-        for seat in self._all:
-            with seat.lock:
-                seat.close()
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -144,33 +137,26 @@ class CodeWorker:
 
     def _ask(self, request: dict[str, Any], hidden: bytes = b"") -> dict[str, Any] | None:
         """The worker's answer; None if the program killed it twice."""
-        seat = self._seats.get()
-        try:
-            with seat.lock:
-                try:
-                    return self._check(seat, request, hidden)
-                except WorkerGoneError:
-                    pass
-                try:
-                    return self._check(seat, request, hidden)
-                except WorkerGoneError as error:
-                    self._check_harmless(seat, error)
-                    return None
-        finally:
-            self._seats.put(seat)
+        with self._pool.seat() as seat:
+            try:
+                return self._check(seat, request, hidden)
+            except WorkerGoneError:
+                pass
+            try:
+                return self._check(seat, request, hidden)
+            except WorkerGoneError as error:
+                self._check_harmless(seat, error)
+                return None
 
-    def _check(self, seat: _Seat, request: dict[str, Any], hidden: bytes = b"") -> dict[str, Any]:
-        if seat.process is None or not seat.process.usable:
-            seat.close()
-            seat.process = _started(self._words)
+    def _check(self, seat: WorkerSeat, request: dict[str, Any], hidden: bytes = b"") -> dict[str, Any]:
         limits = {
             "cpu_seconds": self.cpu_seconds,
             "wall_seconds": self.wall_seconds,
             "memory_bytes": self.memory_bytes,
         }
-        return seat.process.ask(request | limits, self.wall_seconds + GRACE_SECONDS, hidden)
+        return seat.ask(request | limits, self.wall_seconds + GRACE_SECONDS, hidden)
 
-    def _check_harmless(self, seat: _Seat, cause: WorkerGoneError) -> None:
+    def _check_harmless(self, seat: WorkerSeat, cause: WorkerGoneError) -> None:
         """Two workers died with the same program: is it the program, or are the workers at fault?"""
         try:
             answer = self._check(seat, {"program": "x", "inputs": [1]})
@@ -178,19 +164,6 @@ class CodeWorker:
             raise JudgeError(f"the code worker dies whatever it runs: {error}") from error
         if [_result(line) for line in answer.get("lines", [])] != [Result(1)]:
             raise JudgeError(f"the code worker cannot run `x`: {answer.get('ended')}") from cause
-
-
-class _Seat:
-    """Of one process, which may be started anew."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.process: WorkerProcess | None = None
-
-    def close(self) -> None:
-        if self.process is not None:
-            self.process.close()
-            self.process = None
 
 
 def _started(words: Sequence[str]) -> WorkerProcess:

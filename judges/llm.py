@@ -9,6 +9,7 @@ under the mask, 0 for an only choice; so each label is then scored as part of a 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,13 @@ class Verdict:
     criteria: dict[str, float]
 
 
+def filled(template: str, messages: Sequence[Message]) -> str:
+    """The template about a demonstration, whose last message is the assistant's; its system instruction is left out."""
+    said = "\n".join(message["content"] for message in messages[:-1] if message["role"] != "system")
+    texts = {"{prompt}": said, "{response}": messages[-1]["content"]}
+    return re.sub(r"\{prompt\}|\{response\}", lambda place: texts[place.group()], template)
+
+
 class LLMJudge:
     """Judges demonstrations with a generator whose log-probabilities are the model's own (`raw_logprobs`)."""
 
@@ -73,10 +81,9 @@ class LLMJudge:
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The judge's prompt for a demonstration, whose last message is the assistant's."""
-        said = "\n".join(message["content"] for message in messages[:-1] if message["role"] != "system")
         response = messages[-1]["content"]
         while True:
-            text = self._template.replace("{prompt}", said).replace("{response}", response)
+            text = filled(self._template, [*messages[:-1], {"role": "assistant", "content": response}])
             tokens = self._renderer.prompt_tokens([{"role": "user", "content": text}])
             if len(tokens) <= self._max_prompt_tokens or not response:
                 return tokens[: self._max_prompt_tokens]

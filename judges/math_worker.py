@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import signal
-import threading
+from functools import partial
 
-from judges.worker_process import WorkerGoneError, WorkerProcess
+from judges.worker_process import WorkerGoneError, WorkerPool, WorkerProcess
 from rollouts.errors import JudgeError
 
 MAX_CHARS = 2000
@@ -14,15 +14,20 @@ WALL_SECONDS = 60.0
 
 
 class MathWorker:
-    r"""A process that compares: started when first used (1–2 s), restarted after it died, safe to share by threads.
+    r"""Processes that compare: started when needed (1-2 s), restarted after they died, safe to share by threads.
 
     Example: `MathWorker().equal(r"\frac{1}{2}", "0.5")` is `True`
     """
 
-    def __init__(self, cpu_seconds: float = 3.0) -> None:
+    def __init__(self, cpu_seconds: float = 3.0, processes: int = 1) -> None:
+        """Starts none yet.
+
+        Args:
+            cpu_seconds: what a comparison may take.
+            processes: how many comparisons go on at once.
+        """
         self.cpu_seconds = cpu_seconds
-        self._lock = threading.Lock()
-        self._process: WorkerProcess | None = None
+        self._pool = WorkerPool(partial(WorkerProcess, "judges.math_child"), processes)
 
     def equal(self, answer: str, reference: str) -> bool:
         """Whether they are mathematically equal; what takes too long, or cannot be parsed, is not.
@@ -32,27 +37,19 @@ class MathWorker:
         """
         if len(answer) > MAX_CHARS:
             return False
-        with self._lock:
+        request = {"answer": answer, "reference": reference, "cpu_seconds": self.cpu_seconds}
+        with self._pool.seat() as seat:
             try:
-                return self._compare(answer, reference)
+                return bool(seat.ask(request, WALL_SECONDS).get("equal"))
             except WorkerGoneError as error:
                 # Too much computing (the limit is a fatal SIGPROF), or a stack that recursion has blown.
                 if error.signal_number in (signal.SIGPROF, signal.SIGSEGV):
                     return False
             try:
-                return self._compare(answer, reference)
+                return bool(seat.ask(request, WALL_SECONDS).get("equal"))
             except WorkerGoneError as error:
                 raise JudgeError(f"math-verify fails on {answer[:80]!r}: {error}") from error
 
     def close(self) -> None:
-        """Stop the process; the next `equal` starts another."""
-        with self._lock:
-            if self._process is not None:
-                self._process.close()
-                self._process = None
-
-    def _compare(self, answer: str, reference: str) -> bool:
-        if self._process is None or not self._process.usable:
-            self._process = WorkerProcess("judges.math_child")
-        request = {"answer": answer, "reference": reference, "cpu_seconds": self.cpu_seconds}
-        return bool(self._process.ask(request, WALL_SECONDS).get("equal"))
+        """Stops the processes; the next comparison starts another."""
+        self._pool.close()

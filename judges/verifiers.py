@@ -22,8 +22,8 @@ from rollouts.types import Prompt, Score
 Verifier = Callable[[Prompt, str], Score]
 Verdict = tuple[bool, str]
 
-_code_worker = CodeWorker(processes=os.cpu_count() or 1)  # started as they are needed
-_math_worker = MathWorker()
+_CORES = os.cpu_count() or 1
+_code_worker, _math_worker = CodeWorker(processes=_CORES), MathWorker(processes=_CORES)  # started as they are needed
 
 
 def exact(prompt: Prompt, completion: str) -> Score:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import select
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -174,6 +176,60 @@ class WorkerProcess:
         if status is not None:
             what += f" with status {status}"
         return WorkerGoneError(f"{what}: {last}" if last else what, -status if status and status < 0 else 0)
+
+
+class WorkerPool:
+    """Processes of one kind, each started when it is first needed; safe to share by threads."""
+
+    def __init__(self, start: Callable[[], WorkerProcess], size: int) -> None:
+        """Starts none yet.
+
+        Args:
+            start: starts a process.
+            size: how many there may be at once.
+        """
+        self.seats = [WorkerSeat(start) for _ in range(size)]
+        self._free: queue.LifoQueue[WorkerSeat] = queue.LifoQueue()  # the warm ones first
+        for seat in self.seats:
+            self._free.put(seat)
+
+    @contextlib.contextmanager
+    def seat(self) -> Iterator[WorkerSeat]:
+        """One of them, for oneself; waits until one is free."""
+        seat = self._free.get()
+        try:
+            with seat.lock:
+                yield seat
+        finally:
+            self._free.put(seat)
+
+    def close(self) -> None:
+        """Stops all; the next use starts them again."""
+        for seat in self.seats:
+            with seat.lock:
+                seat.close()
+
+
+class WorkerSeat:
+    """The place of one process, which is started anew when it is gone."""
+
+    def __init__(self, start: Callable[[], WorkerProcess]) -> None:
+        self.lock = threading.Lock()
+        self.process: WorkerProcess | None = None
+        self._start = start
+
+    def ask(self, request: dict[str, Any], seconds: float, hidden: bytes = b"") -> dict[str, Any]:
+        """See `WorkerProcess.ask`."""
+        if self.process is None or not self.process.usable:
+            self.close()
+            self.process = self._start()
+        return self.process.ask(request, seconds, hidden)
+
+    def close(self) -> None:
+        """Stops the process."""
+        if self.process is not None:
+            self.process.close()
+            self.process = None
 
 
 def _clean_up(process: subprocess.Popen[bytes], hidden: int, owner: int) -> None:

@@ -33,7 +33,7 @@ from rollouts.errors import ConfigError, DataError
 from rollouts.generator import Request
 from rollouts.recorder import write_rows
 from rollouts.renderer import Renderer
-from rollouts.types import Prompt, Scorer
+from rollouts.types import Prompt, Scorer, question_id
 
 NAME = "passk.parquet"
 DEFAULT_K = (1, 4, 16)
@@ -57,6 +57,7 @@ class Scanned:
     instruction: str | None
     samples: int
     solved: int
+    question: str = ""  # see `question_id`
 
     @property
     def pass_rate(self) -> float:
@@ -136,7 +137,14 @@ def scan(
         solved = run(count_solved(cluster.pool(model), renderer, prompts, scorer, config, samples, progress.advance))
     rows = [
         Scanned(
-            prompt.prompt_id, prompt.capability, prompt.difficulty, prompt.source, prompt.instruction, samples, count
+            prompt.prompt_id,
+            prompt.capability,
+            prompt.difficulty,
+            prompt.source,
+            prompt.instruction,
+            samples,
+            count,
+            question_id(prompt.messages),
         )
         for prompt, count in zip(prompts, solved, strict=True)
     ]
@@ -246,6 +254,29 @@ def read_scan(path: str) -> dict[str, tuple[int, int]]:
             raise DataError(f"{what}:{line}: field 'solved': {right}: expected 0 to samples={count}")
         found[prompt_id] = (count, right)
     return found
+
+
+def read_questions(path: str) -> dict[str, float]:
+    """Question (see `question_id`) → mean pass rate, of a scan.
+
+    Raises:
+        DataError: no such file, or no scan.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    what = f"prune.pass_rates: {path}"
+    try:
+        table = pq.read_table(Path(path).expanduser(), columns=["question", "pass_rate"])
+    except FileNotFoundError:
+        raise DataError(f"{what}: no such file; `posttrain passk` writes one") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise DataError(f"{what}: no scan that can be read ({reason}); `posttrain passk` writes one") from None
+    rates: dict[str, list[float]] = {}
+    for row in table.to_pylist():
+        rates.setdefault(row["question"], []).append(row["pass_rate"])
+    return {question: sum(values) / len(values) for question, values in rates.items()}
 
 
 def check_matches(path: str, found: Mapping[str, tuple[int, int]], prompts: Sequence[Prompt]) -> int:

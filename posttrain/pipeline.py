@@ -86,7 +86,7 @@ def _check(config: Config) -> None:
     load_scorer(config.reward)
     base = resolve_model(config.model)
     check_model(base)
-    if config.prune.enabled:
+    if config.prune.enabled and config.judge.endpoint is None:
         check_model(resolve_model(config.judge.model))
     data.demonstrations(config)
     renderer = Renderer(base)

@@ -22,8 +22,7 @@ def print_plan(command: str, config: Config, run: Path) -> None:
     print(f"# base model: {resolve_model(config.model)}")
     rl, engines = config.rl, config.generators
     lines = {
-        "prune": f"judge {_data(config, 'demonstrations')} with {resolve_model(config.judge.model)}, "
-        f"keep at most {config.prune.keep_ratio:.0%} of each capability",
+        "prune": f"judge {_data(config, 'demonstrations')} with {_judges(config)}, {_kept(config)}",
         "sft": f"{config.sft.num_train_epochs:g} epochs on what was kept, learning rate {config.sft.learning_rate:g}",
         "rl": f"{rl.steps} steps of {rl.prompts_per_step} prompts x {rl.group_size} rollouts from "
         f"{_data(config, 'prompts')}, staleness at most {rl.max_staleness}; {rl.generators} of {engines.count} engines "
@@ -52,3 +51,21 @@ def _print_placement(placement: Placement) -> None:
 def _data(config: Config, what: str) -> str:
     path = getattr(config.data, what).path
     return resolve_data(path) if path else f"data.{what} (not set)"
+
+
+def _judges(config: Config) -> str:
+    endpoint = config.judge.endpoint
+    first = f"{endpoint.model} at {endpoint.base_url}" if endpoint else resolve_model(config.judge.model)
+    return ", ".join([first, *map(resolve_model, config.judge.panel)])
+
+
+def _kept(config: Config) -> str:
+    settings = config.prune
+    how = {"judge": "", "random": ", chosen at random", "longest": ", those with the longest answers"}[settings.method]
+    if settings.threshold is not None:
+        return (
+            f"keep those with a score of at least {settings.threshold:g} (or as many{how})"
+            if how
+            else (f"keep those with a score of at least {settings.threshold:g}")
+        )
+    return f"keep at most {settings.keep_ratio:.0%} of each capability{how}"

@@ -8,27 +8,37 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from curricula.datasets import Demonstration
+from judges import report
+from judges.duplicates import near_duplicates
+from judges.endpoint import Endpoint, EndpointJudge, Failure
 from judges.llm import LABELS, TEMPLATE, LLMJudge, Verdict
-from judges.pruner import keep
+from judges.pruner import Candidate, Decision, decide
+from judges.verdict_cache import VerdictCache, identity, key_of
 from posttrain import data
 from posttrain.cluster import Cluster, answer, engine_settings, run
 from posttrain.config import Config, resolve_data, resolve_model
+from posttrain.passk import read_questions
 from posttrain.placement import ROLES
 from posttrain.progress import bar, say
-from posttrain.rundir import RunDir, check_model
-from rollouts.errors import ConfigError
+from posttrain.rundir import RunDir, check_model, write_json
+from rollouts.errors import ConfigError, UserError
 from rollouts.generator import Request
 from rollouts.recorder import write_rows
 from rollouts.renderer import Renderer
-from rollouts.types import Rollout
+from rollouts.types import Message, Rollout, question_id
 
 CHUNK = 256
+
+Judged = dict[int, Verdict | Failure]
+"""Row → what a judge said of it."""
+Record = Callable[[Judged], None]
+"""Keeps what was said, for good."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +55,48 @@ class Pruned:
 
 
 def prune(config: Config, rundir: RunDir) -> Pruned:
-    """Runs the stage; writes verdicts.parquet, kept.parquet and dropped.parquet into the run's `sft` folder.
+    """Runs the stage; writes verdicts.parquet, kept.parquet, dropped.parquet and the report into the `sft` folder.
 
     Raises:
-        UserError: wrong data, template or judge model.
+        UserError: wrong data, template or judge model; or too many demonstrations could not be judged.
     """
     rows = data.demonstrations(config)
-    model = resolve_model(config.judge.model)
     template = _template(config)
-    check_model(model)
+    models = [*([] if config.judge.endpoint else [config.judge.model]), *config.judge.panel]
+    for model in models:
+        check_model(resolve_model(model))
+    known = read_questions(config.prune.pass_rates) if config.prune.pass_rates else {}
     rundir.save_config()
-    with Cluster.of(config, ROLES["prune"]) as cluster:
-        verdicts = run(_judge(config, cluster, model, template, rows))
-    kept = keep(verdicts, [row.capability for row in rows], config.prune.keep_ratio)
-    _write(rundir.stage("sft"), rows, verdicts, kept)
-    labels = Counter(verdict.label for verdict in verdicts)
-    result = Pruned(len(rows), sum(kept))
+    repeats = _repeats(rows, config.prune.near_duplicates)
+    shown = [index for index in range(len(rows)) if index not in repeats]
+    cache = Path(config.judge.cache).expanduser() if config.judge.cache else rundir.stage("sft") / "verdicts.sqlite"
+    by_judge: dict[str, Judged] = {}
+    with VerdictCache(cache) as verdicts:
+        if config.judge.endpoint:
+            judge = EndpointJudge(Endpoint(**config.judge.endpoint.model_dump()), template)
+            who = json.dumps(["endpoint", judge.name, config.judge.endpoint.samples])
+            by_judge[judge.name] = _ask(
+                rows, shown, who, template, verdicts, lambda todo, put: _remote(judge, todo, put)
+            )
+        if models:
+            with Cluster.of(config, ROLES["prune"]) as cluster:
+                for model in models:
+                    ask = _local(config, cluster, model, template)
+                    who = json.dumps([identity(resolve_model(model)), config.judge.max_prompt_tokens])
+                    by_judge[model] = _ask(rows, shown, who, template, verdicts, ask)
+    candidates = [_candidate(rows, index, by_judge, repeats) for index in range(len(rows))]
+    _check_failed(candidates, by_judge, repeats, config.judge.max_failed)
+    settings = config.prune
+    decisions = decide(candidates, settings.keep_ratio, settings.threshold, settings.method, config.seed)
+    _write(rundir.stage("sft"), rows, candidates, decisions, by_judge, known)
+    labels = Counter(candidate.verdict.label for candidate in candidates if candidate.verdict)
+    result = Pruned(len(rows), sum(decision.kept for decision in decisions))
     by_label = ", ".join(f"{label} {labels[label]}" for label in LABELS)
-    say(f"prune: {by_label}; kept {result.rows_kept} of {result.rows_in} ({result.dropped_share:.0%} dropped)")
+    others = f", near-duplicates {len(repeats)}" if repeats else ""
+    failed = len(shown) - sum(labels.values())
+    others += f", not judged {failed}" if failed else ""
+    say(f"prune: {by_label}{others}; kept {result.rows_kept} of {result.rows_in} ({result.dropped_share:.0%} dropped)")
+    say(f"{rundir.stage('sft') / 'prune.md'} shows what lies on both sides of the cut")
     return result
 
 
@@ -80,21 +114,83 @@ def _template(config: Config) -> str:
     return template
 
 
+def _repeats(rows: Sequence[Demonstration], similarity: float | None) -> dict[int, int]:
+    """Row → the earlier row that it nearly repeats, question and answer together."""
+    if similarity is None:
+        return {}
+    texts = ["\n".join(message["content"] for message in row.messages if message["role"] != "system") for row in rows]
+    return near_duplicates(texts, similarity)
+
+
+# ------------------------------------------------------------------------------------------------------------ judging
+
+
+Ask = Callable[[dict[int, Sequence[Message]], Record], None]
+"""Judges conversations, giving verdicts to the record as they come."""
+
+
+def _ask(
+    rows: Sequence[Demonstration], shown: Sequence[int], who: str, template: str, cache: VerdictCache, ask: Ask
+) -> Judged:
+    """What a judge says of the rows that it is shown: from the cache, or by asking it now."""
+    keys = {index: key_of(who, template, rows[index].messages) for index in shown}
+    before = cache.get(list(keys.values()))
+    judged: Judged = {index: before[key] for index, key in keys.items() if key in before}
+    todo: dict[int, Sequence[Message]] = {i: rows[i].messages for i in shown if i not in judged}
+    if judged:
+        say(f"prune: {len(judged)} verdicts are known already")
+
+    def record(said: Judged) -> None:
+        judged.update(said)
+        cache.put({keys[index]: verdict for index, verdict in said.items() if isinstance(verdict, Verdict)})
+
+    if todo:
+        ask(todo, record)
+    return judged
+
+
+def _remote(judge: EndpointJudge, todo: dict[int, Sequence[Message]], record: Record) -> None:
+    async def ask_all() -> None:
+        with bar("prune", len(todo), "row") as progress:
+
+            async def one(index: int, messages: Sequence[Message]) -> None:
+                (said,) = await judge.judge([messages])
+                record({index: said})
+                progress.advance()
+
+            await asyncio.gather(*(one(index, messages) for index, messages in todo.items()))
+        await judge.close()
+
+    asyncio.run(ask_all())
+
+
+def _local(config: Config, cluster: Cluster, model: str, template: str) -> Ask:
+    """A model on engines that end with the stage: the pool and the trainer need their memory and GPUs."""
+
+    def ask(todo: dict[int, Sequence[Message]], record: Record) -> None:
+        run(_judge(config, cluster, model, template, todo, record))
+
+    return ask
+
+
 async def _judge(
-    config: Config, cluster: Cluster, model: str, template: str, rows: Sequence[Demonstration]
-) -> list[Verdict]:
-    """Judges in chunks, on engines that end with the stage: the pool and the trainer need their memory and GPUs."""
-    width = config.judge.tensor_parallel or config.generators.tensor_parallel
+    config: Config,
+    cluster: Cluster,
+    model: str,
+    template: str,
+    todo: dict[int, Sequence[Message]],
+    record: Record,
+) -> None:
+    width, path = config.judge.tensor_parallel or config.generators.tensor_parallel, resolve_model(model)
     settings = replace(engine_settings(config, logprobs_mode="raw_logprobs"), tensor_parallel_size=width)
-    engines = [cluster.generator(model, settings, seat) for seat in cluster.placement.judge]
+    engines = [cluster.generator(path, settings, seat) for seat in cluster.placement.judge]
     limits = config.generators
     await asyncio.gather(
         *(answer(engine.ready.remote(), limits.start_timeout, "the judge to start") for engine in engines)
     )
-    renderer = Renderer(model)
-    verdicts: list[list[Verdict]] = [[] for _ in range(0, len(rows), CHUNK)]
-    todo = iter(enumerate(range(0, len(rows), CHUNK)))
-    with bar("prune", len(rows), "row") as progress:
+    renderer, indices = Renderer(path), list(todo)
+    chunks = iter([indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)])
+    with bar("prune", len(todo), "row") as progress:
 
         async def work(engine: Any) -> None:
             async def generate(requests: Sequence[Request]) -> list[list[Rollout]]:
@@ -102,36 +198,100 @@ async def _judge(
                 result: list[list[Rollout]] = await answer(engine.generate_all.remote(requests), limit, "the judge")
                 return result
 
-            judge = LLMJudge(config.judge.model, renderer, generate, template, config.judge.max_prompt_tokens)
-            for place, start in todo:
-                part = rows[start : start + CHUNK]
-                verdicts[place] = await judge.judge([row.messages for row in part])
-                progress.advance(len(part))
+            judge = LLMJudge(model, renderer, generate, template, config.judge.max_prompt_tokens)
+            for chunk in chunks:
+                verdicts = await judge.judge([todo[index] for index in chunk])
+                record(dict(zip(chunk, verdicts, strict=True)))
+                progress.advance(len(chunk))
 
         await asyncio.gather(*(work(engine) for engine in engines))
     for engine in engines:
         cluster.end(engine)
-    return [verdict for part in verdicts for verdict in part]
 
 
-def _write(folder: Path, rows: Sequence[Demonstration], verdicts: Sequence[Verdict], kept: Sequence[bool]) -> None:
+def _candidate(
+    rows: Sequence[Demonstration], index: int, by_judge: dict[str, Judged], repeats: dict[int, int]
+) -> Candidate:
+    """A row with the mean of its verdicts."""
+    row = rows[index]
+    length = len(row.messages[-1]["content"])
+    if index in repeats:
+        return Candidate(row.capability, length, None, f"near-duplicate: of {rows[repeats[index]].row_id}")
+    said = [judged[index] for judged in by_judge.values()]
+    verdicts = [verdict for verdict in said if isinstance(verdict, Verdict)]
+    if not verdicts:
+        reasons = [each.reason for each in said if isinstance(each, Failure)]
+        return Candidate(row.capability, length, None, f"not judged: {reasons[0]}")
+    return Candidate(row.capability, length, mean(verdicts))
+
+
+def mean(verdicts: Sequence[Verdict]) -> Verdict:
+    """Several judges' verdict on one demonstration: means of scores and probabilities, and the likeliest label."""
+    if len(verdicts) == 1:
+        return verdicts[0]
+    criteria = {label: sum(each.criteria[label] for each in verdicts) / len(verdicts) for label in LABELS}
+    score = sum(each.score for each in verdicts) / len(verdicts)
+    judges = ", ".join(each.judge for each in verdicts)
+    return Verdict(score, max(LABELS, key=lambda label: criteria[label]), "", judges, criteria)
+
+
+def _check_failed(
+    candidates: Sequence[Candidate], by_judge: dict[str, Judged], repeats: dict[int, int], most: float
+) -> None:
+    """Raises UserError where too much was not judged: what is left would be a sample of what the judge can answer."""
+    shown = len(candidates) - len(repeats)
+    failed = [candidate for candidate in candidates if candidate.problem.startswith("not judged: ")]
+    if failed and len(failed) > most * shown:
+        reasons = Counter(candidate.problem.removeprefix("not judged: ") for candidate in failed)
+        ((reason, count),) = reasons.most_common(1)
+        raise UserError(
+            f"judge: {len(failed)} of {shown} demonstrations could not be judged by {', '.join(by_judge)} (allowed: "
+            f"judge.max_failed={most:g}); {count} times: {reason}; the verdicts so far are kept, run the command again"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def _write(
+    folder: Path,
+    rows: Sequence[Demonstration],
+    candidates: Sequence[Candidate],
+    decisions: Sequence[Decision],
+    by_judge: dict[str, Judged],
+    known: dict[str, float],
+) -> None:
+    everything = range(len(rows))
+    scores = {
+        name: [verdict.score if isinstance(verdict := judged.get(index), Verdict) else None for index in everything]
+        for name, judged in by_judge.items()
+    }
+    rates = [known.get(question_id(row.messages)) for row in rows]
+    found = report.numbers(candidates, decisions, scores, rates)
+    text = report.page(found, candidates, decisions, [row.messages for row in rows])
+    temporary = folder / ".prune.md.tmp"
+    temporary.write_text(text)
+    temporary.replace(folder / "prune.md")
+    write_json(folder / "prune.json", found)
+
     def row(index: int) -> dict[str, Any]:
-        demonstration, verdict = rows[index], verdicts[index]
+        demonstration, candidate, decision = rows[index], candidates[index], decisions[index]
+        verdict = candidate.verdict
         return {
             "row_id": demonstration.row_id,
             "messages": json.dumps(list(demonstration.messages), ensure_ascii=False),
             "capability": demonstration.capability,
-            "label": verdict.label,
-            "score": verdict.score,
-            **{f"p_{label}": verdict.criteria[label] for label in LABELS},
-            "judge": verdict.judge,
-            "kept": kept[index],
+            "label": verdict.label if verdict else None,
+            "score": verdict.score if verdict else None,
+            **{f"p_{label}": verdict.criteria[label] if verdict else None for label in LABELS},
+            "judge": verdict.judge if verdict else None,
+            "pass_rate": rates[index],
+            **asdict(decision),
         }
 
-    everything = range(len(rows))
     for name, chosen in {
         "verdicts": everything,
-        "dropped": [index for index in everything if not kept[index]],
-        "kept": [index for index in everything if kept[index]],  # last: its presence says that the stage is done
+        "dropped": [index for index in everything if not decisions[index].kept],
+        "kept": [index for index in everything if decisions[index].kept],  # last: its presence says that it is done
     }.items():
         write_rows(folder / f"{name}.parquet", [row(index) for index in chosen])

@@ -22,6 +22,11 @@ def content_id(messages: Sequence[Message], answer: object, tests: object) -> st
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def question_id(messages: Sequence[Message]) -> str:
+    """The identity of what the user says first: the same for a prompt and for a demonstration of an answer to it."""
+    return content_id([next(message for message in messages if message["role"] == "user")], None, None)
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A prompt with what is needed to verify an answer to it.

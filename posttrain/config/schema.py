@@ -225,6 +225,25 @@ class TrainerConfig(Section):
     null: on a GPU."""
 
 
+class EndpointConfig(Section):
+    """A judge behind an OpenAI-compatible endpoint."""
+
+    base_url: str
+    """Such as `http://127.0.0.1:8000/v1`."""
+    model: str
+    """Its name there."""
+    key_env: str = "OPENAI_API_KEY"
+    """The environment variable that has the key, if one is needed."""
+    concurrency: int = Field(default=16, ge=1)
+    """Requests under way at once."""
+    retries: int = Field(default=5, ge=0)
+    """Further tries after a time-out, a refused connection, 429, 5xx, or an answer without a label."""
+    timeout: float = Field(default=60.0, gt=0)
+    """Seconds that a try may take."""
+    samples: int = Field(default=1, ge=1)
+    """Answers for each demonstration, whose votes make the score."""
+
+
 class JudgeConfig(Section):
     """The model that judges demonstrations."""
 
@@ -238,6 +257,14 @@ class JudgeConfig(Section):
     """Engines that judge, on the GPUs that the pool and the trainer use later. null: `generators.count`."""
     tensor_parallel: int | None = Field(default=None, ge=1)
     """GPUs of each of them. null: `generators.tensor_parallel`."""
+    endpoint: EndpointConfig | None = None
+    """Ask this one instead of loading `model`. null: load it."""
+    panel: list[str] = Field(default_factory=list)
+    """More models, directories or hub names, that judge after the first; scores are means over all."""
+    cache: str | None = None
+    """File of the verdicts given so far, which runs may share. null: `sft/verdicts.sqlite` of the run."""
+    max_failed: float = Field(default=0.1, ge=0, le=1)
+    """Largest share of the demonstrations that may stay without a verdict; with more, the stage ends."""
 
 
 class PruneConfig(Section):
@@ -246,7 +273,20 @@ class PruneConfig(Section):
     enabled: bool = True
     """false: keep every demonstration and judge none."""
     keep_ratio: float = Field(default=0.5, gt=0, le=1)
-    """Largest share of the demonstrations that is kept, in each capability; the easiest go first."""
+    """Largest share of the demonstrations that is kept, in each capability; the easiest go first. The recipe has two
+    settings: half, and for its largest model all but the hardest twentieth (0.05)."""
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    """Keep those whose score is at least this, instead of a share. Scores go from 0, easy, to 1, hard. null: a
+    share."""
+    method: Literal["judge", "random", "longest"] = "judge"
+    """`random` and `longest` keep as many as `judge` would, by chance or by length: what judging is worth is what it is
+    better than they are."""
+    near_duplicates: float | None = Field(default=0.9, gt=0, le=1)
+    """Demonstrations that share this much (Jaccard, of three-word sequences) with an earlier one are dropped before
+    they are judged. null: none is."""
+    pass_rates: str | None = None
+    """A scan by `posttrain passk` of the same questions; the report then says how well the judge's scores agree with
+    it. null: it does not."""
 
 
 class LoRAConfig(Section):

@@ -17,7 +17,7 @@ from posttrain.engines import prepare
 from tests.benchmarks.harness import Options
 
 LONG = ("quality", "curriculum", "vs_trl_target")  # run only when they are named
-NAMES = ("generate", "sync", "overlap", "vs_trl", "draws", "calibration", "selection", *LONG)
+NAMES = ("generate", "sync", "overlap", "vs_trl", "draws", "calibration", "selection", "verify", *LONG)
 
 
 def main() -> None:

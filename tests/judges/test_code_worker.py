@@ -28,7 +28,7 @@ def outputs(worker: CodeWorker, program: str, *inputs: object) -> list[object]:
 
 
 def process_of(worker: CodeWorker) -> worker_process.WorkerProcess:
-    process = worker._all[0].process
+    process = worker._pool.seats[0].process
     assert process is not None
     return process
 
@@ -171,7 +171,7 @@ import time
 from judges.code_worker import CodeWorker
 worker = CodeWorker()
 worker.run("x", [1])
-print(worker._all[0].process._process.pid, flush=True)
+print(worker._pool.seats[0].process._process.pid, flush=True)
 time.sleep(60)
 """
     root = Path(worker_process.__file__).parents[1]

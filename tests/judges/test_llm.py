@@ -1,12 +1,11 @@
-"""The judging model, with made-up log-probabilities, and the pruner."""
+"""The judging model, with made-up log-probabilities."""
 
 import math
 from collections.abc import Sequence
 
 import pytest
 
-from judges.llm import TEMPLATE, LLMJudge, Verdict
-from judges.pruner import keep
+from judges.llm import TEMPLATE, LLMJudge, filled
 from rollouts.errors import JudgeError
 from rollouts.generator import Request
 from rollouts.types import Rollout
@@ -79,7 +78,7 @@ async def test_each_demonstration_is_scored_once_with_each_label_in_order() -> N
     assert [(said(request), request.choices) for request in forced] == [("2+2|4", (label,)) for label in LOGPROBS]
     assert {request.sampling.temperature for request in forced} == {0.0}
     assert [request.prompt_token_ids for request in scored] == [
-        (*map(ord, text), *spelling) for text in ("2+2|4", "ü|ü") for spelling in SPELLINGS.values()
+        (*map(ord, text), *spelling) for text in ("2+2|4", "{response}|ü") for spelling in SPELLINGS.values()
     ]
     assert [request.scored for request in scored] == [2, 3, 2] * 2
 
@@ -106,40 +105,8 @@ def test_a_template_needs_both_places() -> None:
     assert "{response}" in TEMPLATE
 
 
-# ------------------------------------------------------------------------------------------------------------ pruner
-
-
-def verdict(score: float, label: str | None = None) -> Verdict:
-    return Verdict(score, label or ("easy" if score < 0.25 else "medium" if score < 0.75 else "hard"), "", "j", {})
-
-
-def kept(scores: Sequence[float], ratio: float, capabilities: Sequence[str] | None = None) -> list[int]:
-    chosen = keep([verdict(score) for score in scores], capabilities or ["math"] * len(scores), ratio)
-    return [index for index, keeps in enumerate(chosen) if keeps]
-
-
-def test_the_hardest_are_kept() -> None:
-    assert kept([0.3, 0.9, 0.5, 0.8, 0.4, 0.7], 0.5) == [1, 3, 5]
-
-
-def test_easy_rows_are_dropped_even_where_fewer_remain() -> None:
-    assert kept([0.1, 0.0, 0.9, 0.2, 0.1, 0.6, 0.1, 0.1], 0.5) == [2, 5]
-
-
-def test_each_capability_keeps_its_share() -> None:
-    scores = [0.9, 0.8, 0.7, 0.6, 0.30, 0.29, 0.28, 0.27]
-    capabilities = ["math"] * 4 + ["code"] * 4
-    assert kept(scores, 0.5, capabilities) == [0, 1, 4, 5]
-
-
-def test_a_capability_of_easy_rows_keeps_its_hardest() -> None:
-    scores = [0.9, 0.9, 0.9, 0.9, 0.01, 0.02, 0.04, 0.03]
-    assert kept(scores, 0.5, ["math"] * 4 + ["code"] * 4) == [0, 1, 6]
-
-
-def test_a_capability_of_one_row_keeps_it() -> None:
-    assert kept([0.9, 0.8, 0.1], 0.1, ["math", "math", "code"]) == [0, 2]
-
-
-def test_ties_keep_the_first() -> None:
-    assert kept([0.5] * 6, 0.5) == [0, 1, 2]
+def test_a_task_may_speak_of_the_templates_places() -> None:
+    assert (
+        filled("{prompt}|{response}", conversation("What is {response}?", "{prompt}!"))
+        == "What is {response}?|{prompt}!"
+    )

@@ -71,7 +71,10 @@ def test_a_users_reward_may_return_a_float_a_bool_or_a_score() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mth", r"^reward: no built-in verifier 'mth'; did you mean 'math'\?; known are auto, code, exact, format, math; "),
+        (
+            "mth",
+            r"^reward: no built-in verifier 'mth'; did you mean 'math'\?; known are auto, code, exact, format, math; ",
+        ),
         ("users_rewards.short", "^reward: no built-in verifier 'users_rewards.short'; known are"),
         ("users_rewards:shor", r"'users_rewards:shor': module users_rewards has no 'shor'; did you mean 'short'\?$"),
         ("users_reward:short", r"no module 'users_reward'; did you mean 'users_rewards'\? \(searched from "),

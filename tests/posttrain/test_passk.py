@@ -105,7 +105,7 @@ def test_a_scan_is_what_datasets_loads(tmp_path: Path) -> None:
     )
     assert loaded[0] == {
         "prompt_id": "a", "capability": "math", "difficulty": 2, "source": "rl.jsonl", "instruction": "ans-0",
-        "samples": 16, "solved": 4, "pass_rate": 0.25, "bucket": "hard",
+        "samples": 16, "solved": 4, "question": "", "pass_rate": 0.25, "bucket": "hard",
     }  # fmt: skip
     assert loaded["bucket"][:] == ["hard", "solved"]
 

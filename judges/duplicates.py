@@ -1,0 +1,45 @@
+"""Texts that are nearly the same, by the overlap of their three-word sequences (MinHash, by `datasketch`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+SHINGLE_WORDS = 3
+PERMUTATIONS = 128
+MARGIN = 0.15
+"""The index is asked for what may be so much less similar, since it misses half of what lies at its own threshold."""
+
+
+def near_duplicates(texts: Sequence[str], similarity: float) -> dict[int, int]:
+    """Index → index of an earlier text that it nearly repeats; texts that repeat none are left out.
+
+    MinHash finds the candidates, whose similarity is then computed. Numbers are words, so that two tasks with other
+    numbers differ; texts of at most three words are compared as a whole.
+
+    Args:
+        texts: the texts, the one to be kept first.
+        similarity: Jaccard similarity from which on they count as the same, above 0 and at most 1.
+    """
+    from datasketch import MinHash, MinHashLSH
+
+    shingles = [_shingles(text) for text in texts]
+    hashes = MinHash.bulk([[each.encode() for each in part] for part in shingles], num_perm=PERMUTATIONS)
+    index = MinHashLSH(threshold=max(0.1, similarity - MARGIN), num_perm=PERMUTATIONS)
+    found: dict[int, int] = {}
+    for number, minhash in enumerate(hashes):
+        earlier = [each for each in index.query(minhash) if _jaccard(shingles[each], shingles[number]) >= similarity]
+        if earlier:
+            found[number] = min(earlier)
+        else:
+            index.insert(number, minhash)
+    return found
+
+
+def _shingles(text: str) -> frozenset[str]:
+    words = text.split()
+    count = max(1, len(words) - SHINGLE_WORDS + 1)
+    return frozenset(" ".join(words[start : start + SHINGLE_WORDS]) for start in range(count))
+
+
+def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / len(one | other)
