@@ -176,6 +176,7 @@ def _numbers(rundir: RunDir) -> dict[str, Any]:
         rows_in = read_metadata(verdicts).num_rows
         rows_kept = read_metadata(rundir.path / "sft" / "kept.parquet").num_rows
         numbers["sft"] = {"rows_in": rows_in, "rows_kept": rows_kept, "dropped_share": 1 - rows_kept / rows_in}
+    numbers["sft"] = numbers.get("sft", {}) | json.loads((rundir.path / "sft" / "summary.json").read_text())
     pairs = rundir.path / "dpo" / "pairs.parquet"
     numbers["dpo"] = {"pairs": read_metadata(pairs).num_rows}
     return numbers

@@ -7,15 +7,21 @@ assistant's tokens only, marked by `{% generation %}` in the chat template.
 from __future__ import annotations
 
 import json
+import random
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from posttrain import data
 from posttrain.config import Config, resolve_model
 from posttrain.progress import say
-from posttrain.rundir import RunDir
+from posttrain.rundir import RunDir, write_json
 from rollouts.errors import CheckpointError, DataError
 from rollouts.recorder import read_shards
+
+EVALUATED = 256
+"""Demonstrations on which entropy and loss are measured before and after."""
 
 
 def training_rows(config: Config, rundir: RunDir) -> list[list[dict[str, str]]]:
@@ -37,6 +43,13 @@ def training_rows(config: Config, rundir: RunDir) -> list[list[dict[str, str]]]:
     if not rows:
         raise DataError(f"{kept}: no demonstration to train on; raise prune.keep_ratio")
     return rows
+
+
+def evaluation_rows(config: Config) -> list[list[dict[str, str]]]:
+    """Demonstrations, kept or not, the same ones whatever was kept: what arms of an experiment can be compared on."""
+    rows = data.demonstrations(config)
+    chosen = random.Random(0).sample(rows, min(EVALUATED, len(rows)))
+    return [list(row.messages) for row in chosen]
 
 
 def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
@@ -76,7 +89,7 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     datasets.disable_progress_bars()
     shipped_template = tokenizer.chat_template
     tokenizer.chat_template = training_template or shipped_template
-    callback = StageCallback(rundir, "sft", parent, config.sft.save_total_limit, tokenizer)
+    callback, started = StageCallback(rundir, "sft", parent, config.sft.save_total_limit, tokenizer), time.monotonic()
     arguments: dict[str, Any] = common_arguments(config.sft, rundir, "sft", len(rows))
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
@@ -84,12 +97,43 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
             assistant_only_loss=True,
             logging_steps=config.sft.logging_steps,
             save_steps=config.sft.save_steps,
+            per_device_eval_batch_size=config.sft.per_device_train_batch_size,
             **arguments,
         ),
         train_dataset=datasets.Dataset.from_list([{"messages": row} for row in rows]),
+        eval_dataset=datasets.Dataset.from_list([{"messages": row} for row in evaluation_rows(config)]),
         processing_class=tokenizer,
         peft_config=lora_config(config.lora) if config.lora else None,
         callbacks=[callback],
     )
     say(f"sft: {len(rows)} demonstrations, {config.sft.num_train_epochs:g} epochs, from {parent}")
-    return train(trainer, callback, checkpoint)
+    newest = train(trainer, callback, checkpoint)
+    summary = {
+        **_size(trainer.train_dataset, config.sft.num_train_epochs),
+        "share_kept": len(rows) / len(data.demonstrations(config)),
+        "steps": trainer.state.global_step,
+        "seconds": round(time.monotonic() - started, 1),
+        **_before_and_after(callback.evaluations),
+    }
+    write_json(rundir.stage("sft") / "summary.json", summary)
+    say(
+        f"sft: {summary['steps']} steps on {summary['tokens']:,} tokens ({summary['assistant_tokens']:,} of answers), "
+        f"{summary['share_kept']:.0%} of the demonstrations; entropy {summary['entropy'][0]:.3f} before, "
+        f"{summary['entropy'][1]:.3f} after"
+    )
+    return newest
+
+
+def _size(dataset: Any, epochs: float) -> dict[str, int]:
+    """What was trained on: demonstrations, tokens, and those that the loss is on."""
+    return {
+        "demonstrations": len(dataset),
+        "tokens": round(sum(map(len, dataset["input_ids"])) * epochs),
+        "assistant_tokens": round(sum(label != -100 for labels in dataset["labels"] for label in labels) * epochs),
+    }
+
+
+def _before_and_after(evaluations: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    """In nats a token: where entropy falls to nothing, RL has nothing to choose from."""
+    names = {"entropy": "eval_entropy", "loss": "eval_loss", "token_accuracy": "eval_mean_token_accuracy"}
+    return {name: [each[key] for each in evaluations] for name, key in names.items()}

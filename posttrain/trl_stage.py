@@ -56,6 +56,7 @@ class StageCallback(TrainerCallback):
         self.log = MetricsLog(rundir.path, rundir.config.metrics, stage)
         self.advance: Callable[[], None] = lambda: None
         self.stopped = False
+        self.evaluations: list[dict[str, float]] = []  # before and after, where there is something to evaluate on
 
     def stop(self) -> None:
         """Asks for a checkpoint and an end after the current step."""
@@ -99,7 +100,7 @@ class StageCallback(TrainerCallback):
 
 
 def train(trainer: Any, callback: StageCallback, resume: Path | None) -> Path:
-    """Runs a TRL trainer to its end, or to the next step boundary when interrupted.
+    """Runs a TRL trainer to its end, or to the next step boundary when interrupted; evaluates before and after.
 
     Raises:
         Stopped: by the user; a checkpoint was written.
@@ -109,9 +110,13 @@ def train(trainer: Any, callback: StageCallback, resume: Path | None) -> Path:
     per_epoch = math.ceil(per_epoch / trainer.args.gradient_accumulation_steps)
     total = math.ceil(per_epoch * trainer.args.num_train_epochs)
     done = int(resume.name.removeprefix("step-")) if resume else 0
+    if trainer.eval_dataset is not None:
+        callback.evaluations.append(trainer.evaluate())  # of a resumed stage, too: the model is the parent's still
     with on_interrupt(callback.stop), bar(callback.stage, total, "step", done) as progress:
         callback.advance = progress.advance
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if trainer.eval_dataset is not None and not callback.stopped:
+        callback.evaluations.append(trainer.evaluate())
     callback.log.close()
     shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
     newest = callback.rundir.checkpoints(callback.stage)[-1]
