@@ -1,8 +1,8 @@
-"""A judge behind an OpenAI-compatible endpoint, such as another vLLM server.
+"""Models behind an OpenAI-compatible endpoint, such as another vLLM server, that judge demonstrations or grade answers.
 
-An answer is a JSON object with a label, by structured output where the server knows it. Time-outs, refused connections,
-429 and 5xx are tried again with growing pauses, by the `openai` client; so is an answer that is no such object. What
-fails to the end is a `Failure`, never a score.
+An answer is a JSON object, by structured output where the server knows it. Time-outs, refused connections, 429 and 5xx
+are tried again with growing pauses, by the `openai` client; so is an answer that is no such object. What fails to the
+end is a `Failure`, never a score.
 """
 
 from __future__ import annotations
@@ -11,39 +11,37 @@ import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from judges.llm import DIFFICULTY, LABELS, Verdict, filled
 from rollouts.errors import ConfigError
 from rollouts.types import Message
 
+T = TypeVar("T")
+
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
 MAX_TOKENS = 256
-SCHEMA = {
-    "type": "object",
-    "properties": {"label": {"type": "string", "enum": list(LABELS)}},
-    "required": ["label"],
-    "additionalProperties": False,
-}
+GRADES = 10
+"""The best grade; the worst is 0."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A demonstration that could not be judged. Example: `Failure("timed out, 5 times")`."""
+    """What could not be judged. Example: `Failure("timed out, 5 times")`."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the judge is asked, and how long.
+    """Where a model is asked, and how long.
 
     Example: `Endpoint("http://127.0.0.1:8000/v1", "meta-llama/Llama-3.3-70B-Instruct")`
 
     `key_env` names the environment variable with the key; `timeout` is in seconds, of each try; `samples` answers are
-    asked for, whose votes make the score.
+    asked for, whose votes or mean make the score.
     """
 
     base_url: str
@@ -55,17 +53,14 @@ class Endpoint:
     samples: int = 1
 
 
-class EndpointJudge:
-    """Judges demonstrations by asking."""
+class EndpointClient:
+    """Asks for a value in JSON until an answer makes sense. Of one event loop; `close` ends its connections."""
 
-    def __init__(
-        self, endpoint: Endpoint, template: str, sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep) -> None:
         """Connects to nothing yet.
 
         Args:
             endpoint: whom to ask.
-            template: text with `{prompt}` and `{response}`.
             sleep: pauses between tries at an answer that makes no sense.
 
         Raises:
@@ -73,9 +68,8 @@ class EndpointJudge:
         """
         from openai import AsyncOpenAI
 
-        if not endpoint.base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"judge.endpoint.base_url={endpoint.base_url}: expected http://… or https://…")
-        self._endpoint, self._template, self._sleep = endpoint, template, sleep
+        check_address(endpoint.base_url)
+        self.endpoint, self._sleep = endpoint, sleep
         self._client = AsyncOpenAI(
             base_url=endpoint.base_url,
             api_key=os.environ.get(endpoint.key_env) or "none",  # a server of one's own wants none
@@ -86,46 +80,33 @@ class EndpointJudge:
 
     @property
     def name(self) -> str:
-        """Of the judge, for the verdicts."""
-        return f"{self._endpoint.model} at {self._endpoint.base_url}"
+        """Of the model, for verdicts."""
+        return f"{self.endpoint.model} at {self.endpoint.base_url}"
 
-    async def judge(self, demonstrations: Sequence[Sequence[Message]]) -> list[Verdict | Failure]:
-        """A verdict or a failure for each demonstration, in order."""
-        return await asyncio.gather(*map(self._judge, demonstrations))
+    async def ask(self, text: str, key: str, schema: Mapping[str, Any], read: Callable[[Any], T | None]) -> T | Failure:
+        """The value that an answer has under a key.
 
-    async def close(self) -> None:
-        """Ends the connections."""
-        await self._client.close()
-
-    async def _judge(self, messages: Sequence[Message]) -> Verdict | Failure:
-        text = filled(self._template, messages)
-        answers = await asyncio.gather(*(self._ask(text) for _ in range(self._endpoint.samples)))
-        labels = [answer for answer in answers if not isinstance(answer, Failure)]
-        if not labels:
-            return next(answer for answer in answers if isinstance(answer, Failure))
-        votes = Counter(labels)
-        shares = {label: votes[label] / len(labels) for label in LABELS}
-        score = sum(DIFFICULTY[label] * share for label, share in shares.items())
-        return Verdict(score, max(LABELS, key=lambda label: shares[label]), "", self.name, shares)
-
-    async def _ask(self, text: str) -> str | Failure:
-        """A label."""
+        Args:
+            text: what the model is asked.
+            key: of the JSON object that it is to answer with.
+            schema: of the value, in JSON Schema.
+            read: makes a value of it; None: it is none.
+        """
         from openai import APIError
 
-        tries, answer = self._endpoint.retries + 1, ""
+        whole = {"type": "object", "properties": {key: schema}, "required": [key], "additionalProperties": False}
+        wanted = {"type": "json_schema", "json_schema": {"name": key, "schema": whole, "strict": True}}
+        tries, answer = self.endpoint.retries + 1, ""
         for attempt in range(tries):
             if attempt:
                 await self._sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)))
             try:
                 async with self._free:
                     said = await self._client.chat.completions.create(
-                        model=self._endpoint.model,
+                        model=self.endpoint.model,
                         messages=[{"role": "user", "content": text}],
                         max_completion_tokens=MAX_TOKENS,
-                        response_format={
-                            "type": "json_schema",
-                            "json_schema": {"name": "verdict", "schema": SCHEMA, "strict": True},
-                        },
+                        response_format=wanted,  # type: ignore[call-overload]
                     )
             except APIError as error:  # which the client has tried again where that could help
                 return Failure(f"{type(error).__name__}: {error}"[:300])
@@ -133,10 +114,61 @@ class EndpointJudge:
                 answer = f"{type(error).__name__}: {error}"
                 continue
             answer = _content(said)
-            label = _label(answer)
-            if label is not None:
-                return label
-        return Failure(f"no label in {tries} answers; the last was {answer[:120]!r}")
+            value = read(_value(answer, key))
+            if value is not None:
+                return value
+        return Failure(f"no {key} in {tries} answers; the last was {answer[:120]!r}")
+
+    async def samples(
+        self, text: str, key: str, schema: Mapping[str, Any], read: Callable[[Any], T | None]
+    ) -> list[T] | Failure:
+        """`endpoint.samples` answers, less those that failed; a failure if all did."""
+        found = await asyncio.gather(*(self.ask(text, key, schema, read) for _ in range(self.endpoint.samples)))
+        values = [each for each in found if not isinstance(each, Failure)]
+        return values or next(each for each in found if isinstance(each, Failure))
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        await self._client.close()
+
+
+def check_address(base_url: str) -> None:
+    """Raises ConfigError if the address is none."""
+    if not base_url.startswith(("http://", "https://")):
+        raise ConfigError(f"endpoint.base_url={base_url}: expected http://… or https://…")
+
+
+class EndpointJudge:
+    """Judges demonstrations."""
+
+    def __init__(self, client: EndpointClient, template: str) -> None:
+        """`template` is a text with `{prompt}` and `{response}`."""
+        self.name, self._client, self._template = client.name, client, template
+
+    async def judge(self, messages: Sequence[Message]) -> Verdict | Failure:
+        """The verdict on a demonstration, or why there is none."""
+        text = filled(self._template, messages)
+        labels = await self._client.samples(text, "label", {"type": "string", "enum": list(LABELS)}, _label)
+        if isinstance(labels, Failure):
+            return labels
+        votes = Counter(labels)
+        shares = {label: votes[label] / len(labels) for label in LABELS}
+        score = sum(DIFFICULTY[label] * share for label, share in shares.items())
+        return Verdict(score, max(LABELS, key=lambda label: shares[label]), "", self.name, shares)
+
+
+class EndpointGrader:
+    """Grades answers by a criterion."""
+
+    def __init__(self, client: EndpointClient, template: str) -> None:
+        """`template` is a text with `{prompt}` and `{response}`, which asks for a grade from 0 to 10."""
+        self._client, self._template = client, template
+
+    async def grade(self, messages: Sequence[Message]) -> float | Failure:
+        """The grade of a conversation that ends with the answer, from 0 to 1, or why there is none."""
+        schema = {"type": "integer", "minimum": 0, "maximum": GRADES}
+        grades = await self._client.samples(filled(self._template, messages), "grade", schema, _grade)
+        return grades if isinstance(grades, Failure) else sum(grades) / len(grades) / GRADES
 
 
 def _content(said: Any) -> str:
@@ -147,12 +179,21 @@ def _content(said: Any) -> str:
         return ""
 
 
-def _label(answer: str) -> str | None:
-    """The label in an answer: a JSON object, also within a text, or the bare word."""
+def _value(answer: str, key: str) -> Any:
+    """What an answer has under the key: as a JSON object, also within a text; else the whole of it."""
     start, end = answer.find("{"), answer.rfind("}")
     try:
-        found = json.loads(answer[start : end + 1])["label"] if start >= 0 else answer
+        return json.loads(answer[start : end + 1])[key] if start >= 0 else answer
     except (ValueError, KeyError, TypeError):
         return None
-    label = found.strip().strip(".\"'").lower() if isinstance(found, str) else None
+
+
+def _label(value: Any) -> str | None:
+    label = value.strip().strip(".\"'").lower() if isinstance(value, str) else None
     return label if label in LABELS else None
+
+
+def _grade(value: Any) -> int | None:
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= GRADES else None

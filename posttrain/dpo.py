@@ -15,13 +15,13 @@ from typing import Any
 from curricula.instructions import InstructionPools
 from curricula.wordings import drop_words
 from judges.corner_cases import KINDS
-from judges.scorer import load_scorer
 from posttrain import data
 from posttrain.cluster import Cluster, GeneratorPool, run
 from posttrain.config import Config, resolve_model
 from posttrain.pairs import PreferencePair, Sampled, mine
 from posttrain.placement import ROLES
 from posttrain.progress import bar, say
+from posttrain.reward import scorer_of
 from posttrain.rl_state import shards
 from posttrain.rundir import RunDir
 from rollouts.errors import ConfigError, DataError
@@ -151,7 +151,7 @@ async def _fresh(config: Config, renderer: Renderer, pool: GeneratorPool, prompt
         max_tokens=config.rl.sampling.max_tokens,
         stop=tuple(config.rl.sampling.stop),
     )
-    scorer = load_scorer(config.reward)
+    scorer = scorer_of(config)
     samples = []
     with bar("dpo: fresh samples", len(chosen), "prompt") as progress:
         requests = [

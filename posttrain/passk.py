@@ -19,7 +19,6 @@ from rich.table import Table
 
 from curricula.buckets import BUCKETS, bucket_of
 from curricula.sampler import PromptSampler
-from judges.scorer import load_scorer
 from posttrain import data
 from posttrain.adapters import whole_model
 from posttrain.cluster import Cluster, GeneratorPool, run
@@ -27,6 +26,7 @@ from posttrain.config import Config, resolve_model
 from posttrain.evaluate import pass_at_k, score_completions
 from posttrain.placement import ROLES
 from posttrain.progress import bar, console, say
+from posttrain.reward import scorer_of
 from posttrain.rundir import RunDir, check_model
 from rollouts.dotted import load_dotted
 from rollouts.errors import ConfigError, DataError
@@ -120,7 +120,7 @@ def scan(
         raise ConfigError(f"{path}: no such directory {path.parent}; make it first")
     if config.environment is not None:
         load_dotted(config.environment, "environment")
-    scorer = load_scorer(config.reward)
+    scorer = scorer_of(config)
     model = resolve_model(checkpoint) if checkpoint else _newest(config, rundir)
     check_model(model)
     model = whole_model(model)

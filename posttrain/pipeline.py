@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from judges.scorer import load_scorer
 from posttrain import data
 from posttrain.adapters import whole_model
 from posttrain.cluster import Cluster, run
@@ -28,6 +27,7 @@ from posttrain.evaluate import Report, change, evaluate
 from posttrain.placement import ROLES
 from posttrain.progress import bar, console, say
 from posttrain.prune import prune
+from posttrain.reward import scorer_of
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir, check_model, write_json
 from posttrain.sft import train_sft
@@ -83,7 +83,7 @@ def _compare(reports: dict[str, dict[str, Any]]) -> None:
 
 def _check(config: Config) -> None:
     """Reads reward, models and data once, so that a mistake in a later stage's is told before the first one starts."""
-    load_scorer(config.reward)
+    scorer_of(config)
     base = resolve_model(config.model)
     check_model(base)
     if config.prune.enabled and config.judge.endpoint is None:
@@ -135,7 +135,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str) -> Report:
     checkpoint = whole_model(checkpoint)
     renderer = Renderer(checkpoint)
     prompts = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say)
-    scorer = load_scorer(config.reward)
+    scorer = scorer_of(config)
     settings = config.eval
     each = {1.0: settings.samples} | {
         temperature: 1 if temperature == 0 else settings.samples_other

@@ -16,7 +16,7 @@ from typing import Any
 from curricula.datasets import Demonstration
 from judges import report
 from judges.duplicates import near_duplicates
-from judges.endpoint import Endpoint, EndpointJudge, Failure
+from judges.endpoint import Endpoint, EndpointClient, EndpointJudge, Failure, check_address
 from judges.llm import LABELS, TEMPLATE, LLMJudge, Verdict
 from judges.pruner import Candidate, Decision, decide
 from judges.verdict_cache import VerdictCache, identity, key_of
@@ -73,11 +73,10 @@ def prune(config: Config, rundir: RunDir) -> Pruned:
     by_judge: dict[str, Judged] = {}
     with VerdictCache(cache) as verdicts:
         if config.judge.endpoint:
-            judge = EndpointJudge(Endpoint(**config.judge.endpoint.model_dump()), template)
-            who = json.dumps(["endpoint", judge.name, config.judge.endpoint.samples])
-            by_judge[judge.name] = _ask(
-                rows, shown, who, template, verdicts, lambda todo, put: _remote(judge, todo, put)
-            )
+            endpoint = Endpoint(**config.judge.endpoint.model_dump())
+            check_address(endpoint.base_url)
+            who = json.dumps(["endpoint", endpoint.base_url, endpoint.model, endpoint.samples])
+            by_judge[endpoint.model] = _ask(rows, shown, who, template, verdicts, _remote(endpoint, template))
         if models:
             with Cluster.of(config, ROLES["prune"]) as cluster:
                 for model in models:
@@ -149,19 +148,22 @@ def _ask(
     return judged
 
 
-def _remote(judge: EndpointJudge, todo: dict[int, Sequence[Message]], record: Record) -> None:
-    async def ask_all() -> None:
+def _remote(endpoint: Endpoint, template: str) -> Ask:
+    """A model behind an endpoint."""
+
+    async def ask_all(todo: dict[int, Sequence[Message]], record: Record) -> None:
+        client = EndpointClient(endpoint)
+        judge = EndpointJudge(client, template)
         with bar("prune", len(todo), "row") as progress:
 
             async def one(index: int, messages: Sequence[Message]) -> None:
-                (said,) = await judge.judge([messages])
-                record({index: said})
+                record({index: await judge.judge(messages)})
                 progress.advance()
 
             await asyncio.gather(*(one(index, messages) for index, messages in todo.items()))
-        await judge.close()
+        await client.close()
 
-    asyncio.run(ask_all())
+    return lambda todo, record: asyncio.run(ask_all(todo, record))
 
 
 def _local(config: Config, cluster: Cluster, model: str, template: str) -> Ask:

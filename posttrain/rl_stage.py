@@ -12,7 +12,6 @@ from pathlib import Path
 from curricula.curriculum import Curriculum
 from curricula.sampler import PromptSampler
 from curricula.window import PromptWindow
-from judges.scorer import load_scorer
 from posttrain import data
 from posttrain.cluster import Cluster, GeneratorPool, answer, run
 from posttrain.config import Config, resolve_model
@@ -28,6 +27,7 @@ from posttrain.passk import check_matches, observe_scan, read_scan
 from posttrain.placement import ROLES
 from posttrain.progress import bar, say
 from posttrain.resume import pending_draws
+from posttrain.reward import scorer_of
 from posttrain.rl import Controller, Step
 from posttrain.rl_state import RLState, fixed_settings
 from posttrain.rundir import RunDir, write_json
@@ -76,7 +76,7 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     parent, checkpoint = rundir.begin("rl", resolve_model(config.model), resume)
     if config.environment is not None:
         load_dotted(config.environment, "environment")
-    load_scorer(config.reward)  # so that a wrong name is told before anything is started
+    scorer_of(config)  # so that a wrong name is told before anything is started
     check_model(parent, config.rl)
     state = RLState.read(checkpoint) if checkpoint else None
     if checkpoint and state:
@@ -162,7 +162,7 @@ class RLStage:
             say(f"going on after step {version}: {voided} later draws are void; {restored}")
         observe_scan(self.sampler, known, rl.group_size)
         self.curriculum = CurriculumLog(self.folder / CURRICULUM, version, self.sampler, self.controller.slots.quotas)
-        self.heldout, self.scorer = heldout, load_scorer(self.config.reward)
+        self.heldout, self.scorer = heldout, scorer_of(self.config)
         self.started = time.monotonic()
         self.engines_before = await self.workers.engine_metrics()
         with on_interrupt(self.controller.stop), bar("rl", rl.steps, "step", done=version) as self.bar:

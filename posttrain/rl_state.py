@@ -17,7 +17,7 @@ from posttrain.rundir import newest_checkpoint, write_json
 from rollouts.errors import CheckpointError, ConfigError
 
 STATE = "rl_state.json"
-FIXED = ("model", "lora", "reward", "environment")
+FIXED = ("model", "lora", "reward", "rubric", "environment")
 """Settings without which the state has no meaning: what is trained, and what its outcomes are."""
 
 
@@ -59,7 +59,7 @@ class RLState:
     def check(self, config: Config, checkpoint: Path) -> None:
         """Raises ConfigError if a setting has changed without which the state has no meaning."""
         for name, now in fixed_settings(config).items():
-            was = self.settings[name]
+            was = self.settings.get(name)
             if now != was:
                 raise ConfigError(
                     f"{name}: {checkpoint} was trained with {json.dumps(was)}, not {json.dumps(now)}, and its "

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from curricula.gate import rejection
-from judges.scorer import load_scorer
 from posttrain.slots import Draw, Judged
 from rollouts.recorder import write_shard
-from rollouts.types import Rollout, RolloutGroup
+from rollouts.types import Rollout, RolloutGroup, Scorer
 
 
 class Verifier:
     """Runs the configured scorer in a process of its own; what the model wrote is run in a worker beneath it."""
 
-    def __init__(self, reward: str, search_path: list[str]) -> None:
+    def __init__(self, load: Callable[[], Scorer], search_path: list[str]) -> None:
         """Loads the scorer; `search_path` is the driver's, so that the user's own module is found here too."""
         sys.path.extend(entry for entry in search_path if entry not in sys.path)
-        self._score = load_scorer(reward)
+        self._score = load()
         self._judged: list[RolloutGroup] = []
+        self._lock = threading.Lock()  # where a scorer waits for a model, several groups are judged at once
 
     def ready(self) -> bool:
         """Returns once the scorer is loaded."""
@@ -54,7 +55,8 @@ class Verifier:
         group = RolloutGroup(draw.draw_id, draw.prompt, prompt_token_ids, whole)
         judged = Judged.of(draw, group)
         if not others or rejection(judged.outcomes):
-            self._judged.append(group)
+            with self._lock:
+                self._judged.append(group)
         return judged, group
 
     def write_shard(self, path: str, under_way: Collection[int] = ()) -> int:
@@ -64,6 +66,7 @@ class Verifier:
         Returns:
             How many rows there were; none makes no file.
         """
-        groups = [group for group in self._judged if group.draw_id not in under_way]
-        self._judged = [group for group in self._judged if group.draw_id in under_way]
+        with self._lock:
+            groups = [group for group in self._judged if group.draw_id not in under_way]
+            self._judged = [group for group in self._judged if group.draw_id in under_way]
         return write_shard(Path(path), groups)

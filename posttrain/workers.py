@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from posttrain import data
 from posttrain.balance import Balancer
 from posttrain.cluster import Cluster, GeneratorPool, answer, result_of
 from posttrain.parity import Difference
+from posttrain.reward import asks_a_model, scorer_of
 from posttrain.sender import Sent
 from posttrain.slots import Draw, Judged
 from posttrain.step_metrics import StepMetrics
@@ -33,6 +35,8 @@ from rollouts.renderer import Renderer
 from rollouts.types import Prompt, RolloutGroup
 
 JUDGE_TRIES = 3
+JUDGED_AT_ONCE = 32
+"""Groups that the verifier judges at once where a model is asked, which takes time but no work."""
 GENERATE_TRIES = 3
 DRIFT_SAMPLES, DRIFT_TOKENS = 4, 64
 """Completions of each prompt, and their largest length, by which engines and trainer are compared."""
@@ -68,7 +72,9 @@ class RayWorkers:
         self.sent: Sent | None = None  # in the last update
         self.trainer = TrainerRanks(cluster, model, reference)
         self._use("shm")
-        self.verifier = cluster.actor(Verifier, self.config.reward, sys.path)
+        at_once = JUDGED_AT_ONCE if asks_a_model(self.config) else 1
+        load = partial(scorer_of, self.config)
+        self.verifier = cluster.actor(Verifier, load, sys.path, max_concurrency=at_once)
 
     @property
     def has_spare_engines(self) -> bool:

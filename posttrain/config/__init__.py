@@ -7,6 +7,7 @@ from posttrain.config.load import config_hash, load_config, preset_names, resolv
 from posttrain.config.schema import (
     GROUP_RELATIVE,
     Config,
+    CriterionConfig,
     DataConfig,
     DataSource,
     DPOConfig,
@@ -19,6 +20,7 @@ from posttrain.config.schema import (
     MetricsConfig,
     PruneConfig,
     RLConfig,
+    RubricConfig,
     SamplingConfig,
     SFTConfig,
     TrainerConfig,
@@ -27,6 +29,7 @@ from posttrain.config.schema import (
 __all__ = [
     "GROUP_RELATIVE",
     "Config",
+    "CriterionConfig",
     "DPOConfig",
     "DataConfig",
     "DataSource",
@@ -39,6 +42,7 @@ __all__ = [
     "MetricsConfig",
     "PruneConfig",
     "RLConfig",
+    "RubricConfig",
     "SFTConfig",
     "SamplingConfig",
     "TrainerConfig",

@@ -289,6 +289,52 @@ class PruneConfig(Section):
     it. null: it does not."""
 
 
+class CriterionConfig(Section):
+    """One criterion of a rubric: `reward` or `judge`."""
+
+    reward: str | None = None
+    """A built-in verifier, or a function of your own, as under the top-level `reward`."""
+    judge: str | None = None
+    """What a model is asked to grade from 0 to 10, such as `The answer is polite.`"""
+    template: str | None = None
+    """A text file with the question to that model, with `{criterion}`, `{prompt}` and `{response}`. null: the built-in
+    one."""
+    weight: float = Field(default=1.0, gt=0)
+    """In the reward, relative to the other criteria."""
+    pass_grade: float = Field(default=0.7, ge=0, le=1)
+    """Grade, from 0 to 1, from which on the criterion is met."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.reward is None) == (self.judge is None):
+            raise conflict("judge", self.judge, "expected either `reward` or `judge`")
+        return self
+
+
+class RubricConfig(Section):
+    """A reward of several criteria, in the place of the top-level `reward`."""
+
+    criteria: dict[str, CriterionConfig] = Field(min_length=1)
+    """By their names, under which they appear in a rollout's `breakdown`."""
+    outcome: str | None = None
+    """The criterion that says whether a rollout is solved. null: the reward does, by `threshold`."""
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """Reward, from 0 to 1, from which on a rollout is solved where `outcome` names no criterion."""
+    endpoint: EndpointConfig | None = None
+    """The model that grades."""
+    length_penalty: float = Field(default=0.1, ge=0)
+    """Taken off a grade for each doubling of an answer's length beyond the median of its group, since judges favour
+    long answers."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.outcome is not None and self.outcome not in self.criteria:
+            raise conflict("outcome", self.outcome, f"expected one of the criteria: {', '.join(self.criteria)}")
+        if self.endpoint is None and any(each.judge is not None for each in self.criteria.values()):
+            raise conflict("endpoint", None, "needed by a criterion with `judge`")
+        return self
+
+
 class LoRAConfig(Section):
     """Low-rank adapters (https://arxiv.org/abs/2106.09685), by peft; without dropout, which would part the trainer's
     log-probabilities from the engines'.
@@ -674,6 +720,8 @@ class Config(Section):
     reward: str = "auto"
     """What scores a completion: `auto` (by the prompt: hidden tests, else the answer), the name of a built-in
     verifier, or a function of your own by dotted path, `package.module:function`."""
+    rubric: RubricConfig | None = None
+    """Several criteria instead of one `reward`. null: `reward`."""
     environment: str | None = None
     """What answers the policy within a rollout: a function of your own by dotted path (see `rollouts/env.py`). null:
     each rollout is a single turn."""

@@ -1,80 +1,24 @@
 """A judge behind an endpoint that fails in every way that endpoints fail; a real server, real requests."""
 
-import json
-import threading
-from collections import Counter
+import asyncio
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from judges.endpoint import Endpoint, EndpointJudge, Failure
+from judges.endpoint import Endpoint, EndpointClient, EndpointGrader, EndpointJudge, Failure, check_address
 from judges.llm import Verdict
 from judges.verdict_cache import VerdictCache, key_of
 from rollouts.errors import ConfigError, DataError
+from tests.judges.server import Server, completion, serving
 
 CONVERSATION = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]
 
 
-class Server(ThreadingHTTPServer):
-    """Answers by a script: for each request whose prompt holds a word, the next of that word's replies."""
-
-    def __init__(self) -> None:
-        self.scripts: dict[str, list[Any]] = {}
-        self.asked: Counter[str] = Counter()
-        self.seen: list[dict[str, Any]] = []
-        self.key = ""
-        self.lock = threading.Lock()
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.key = self.headers["Authorization"]
-        text = body["messages"][0]["content"]
-        word = next(word for word in self.server.scripts if word in text)
-        with self.server.lock:
-            self.server.seen.append(body)
-            script = self.server.scripts[word]
-            reply = script[min(self.server.asked[word], len(script) - 1)]
-            self.server.asked[word] += 1
-        if reply == "hang":
-            threading.Event().wait(1.0)
-            reply = "easy"
-        if reply == "hang up":
-            self.connection.close()
-            return
-        status, data = reply if isinstance(reply, tuple) else (200, None)
-        if data is None:
-            content = reply if not reply.isalpha() or reply == "nonsense" else json.dumps({"label": reply})
-            message = {"role": "assistant", "content": content}
-            choice = {"index": 0, "finish_reason": "stop", "message": message}
-            data = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data.encode())
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+    with serving() as running:
         yield running
-        running.shutdown()
 
 
 async def no_pause(_: float) -> None:
@@ -83,12 +27,13 @@ async def no_pause(_: float) -> None:
 
 async def judged(server: Server, *words: str, retries: int = 1, samples: int = 1, limit: float = 5.0) -> list[Any]:
     endpoint = Endpoint(server.url, "m", "JUDGE_KEY", retries=retries, timeout=limit, samples=samples)
-    judge = EndpointJudge(endpoint, "{prompt}: {response}", no_pause)
+    client = EndpointClient(endpoint, no_pause)
+    judge = EndpointJudge(client, "{prompt}: {response}")
     conversations = [[{"role": "user", "content": word}, CONVERSATION[1]] for word in words]
     try:
-        return await judge.judge(conversations)
+        return await asyncio.gather(*map(judge.judge, conversations))
     finally:
-        await judge.close()
+        await client.close()
 
 
 async def test_a_label_becomes_a_verdict(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,12 +80,27 @@ async def test_a_time_out_is_a_failure(server: Server) -> None:
     assert failure == Failure("APITimeoutError: Request timed out.")
 
 
-async def test_nobody_there_is_a_failure(server: Server) -> None:
-    judge = EndpointJudge(Endpoint("http://127.0.0.1:9/v1", "m", retries=0), "{prompt}{response}", no_pause)
-    (failure,) = await judge.judge([CONVERSATION])
-    assert isinstance(failure, Failure)
-    with pytest.raises(ConfigError, match=r"judge.endpoint.base_url=localhost:8000: expected http://"):
-        EndpointJudge(Endpoint("localhost:8000", "m"), "")
+async def test_nobody_there_is_a_failure() -> None:
+    client = EndpointClient(Endpoint("http://127.0.0.1:9/v1", "m", retries=0), no_pause)
+    assert isinstance(await EndpointJudge(client, "{prompt}{response}").judge(CONVERSATION), Failure)
+    await client.close()
+    with pytest.raises(ConfigError, match=r"endpoint.base_url=localhost:8000: expected http://"):
+        check_address("localhost:8000")
+
+
+@pytest.mark.parametrize(
+    ("reply", "grade"),
+    [
+        ('{"grade": 7}', 0.7), ("10", 1.0), ('I say {"grade": 0}.', 0.0),
+        ('{"grade": 11}', None), ('{"grade": true}', None), ('{"grade": 7.5}', None), ("good", None),
+    ],
+)  # fmt: skip
+async def test_a_grade(server: Server, reply: str, grade: float | None) -> None:
+    server.scripts = {"1+1": [(200, completion(reply))]}
+    client = EndpointClient(Endpoint(server.url, "m", retries=1), no_pause)
+    found = await EndpointGrader(client, "{prompt} {response}").grade(CONVERSATION)
+    await client.close()
+    assert isinstance(found, Failure) if grade is None else found == grade
 
 
 def test_the_cache_keeps_verdicts_and_tells_questions_apart(tmp_path: Any) -> None:

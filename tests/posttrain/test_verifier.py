@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from pyarrow.parquet import read_table
 
 from curricula.instructions import Instruction
+from judges.scorer import load_scorer
 from posttrain.slots import Draw
 from posttrain.verifier import Verifier
 from rollouts.errors import DataError, JudgeError
@@ -22,7 +24,7 @@ def rollout(text: str, spans: list[tuple[int, int, int]], finish: str = "stop") 
 
 
 def test_a_group_is_scored_and_summed_up(tmp_path: Path) -> None:
-    verifier = Verifier("auto", [])
+    verifier = Verifier(partial(load_scorer, "auto"), [])
     rollouts = [
         rollout("<ans>85</ans>", [(0, 3, 4), (3, 5, 5)]),
         rollout("<ans>84</ans>", [(0, 2, 5)]),
@@ -51,22 +53,25 @@ def test_a_draw_is_judged_by_the_format_of_its_instruction() -> None:
     arrow = Instruction("arrow", "Mark it with =>.", ("=>", "")).ask(PROMPT)
     own = Instruction("short", "Only the answer.").ask(PROMPT)
     texts = [rollout("<ans>85</ans>", [(0, 2, 0)]), rollout("=> 85", [(0, 2, 0)])]
-    outcomes = [Verifier("auto", []).judge(Draw(1, 0, prompt, 0), [7], texts)[0].outcomes for prompt in (arrow, own)]
+    outcomes = [
+        Verifier(partial(load_scorer, "auto"), []).judge(Draw(1, 0, prompt, 0), [7], texts)[0].outcomes
+        for prompt in (arrow, own)
+    ]
     assert outcomes == [(False, True), (True, False)]
 
 
 def test_a_users_reward_is_found_where_the_driver_found_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a_users_module.py").write_text("def long(prompt, completion): return len(completion) > 3")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    judged, _ = Verifier("a_users_module:long", [str(tmp_path)]).judge(
+    judged, _ = Verifier(partial(load_scorer, "a_users_module:long"), [str(tmp_path)]).judge(
         Draw(0, 0, PROMPT, 0), [], [rollout("abcd", [(0, 1, 0)]), rollout("abc", [(0, 1, 0)])]
     )
     assert judged.outcomes == (True, False)
 
 
 def test_a_prompt_that_cannot_be_judged_is_no_unsolved_one(tmp_path: Path) -> None:
-    verifier = Verifier("code", [])
-    with pytest.raises(DataError, match="prompt p has no 'tests'"):
+    verifier = Verifier(partial(load_scorer, "code"), [])
+    with pytest.raises(DataError, match="prompt p: no 'tests'"):
         verifier.judge(Draw(0, 0, PROMPT, 0), [], [rollout("x", [(0, 1, 0)])])
     assert verifier.write_shard(str(tmp_path / "x.parquet")) == 0
 
@@ -90,7 +95,7 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[V
     """A verifier, and the completions that its reward was asked about."""
     (tmp_path / "counted.py").write_text(COUNTED)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    verifier = Verifier("counted:reward", [str(tmp_path)])
+    verifier = Verifier(partial(load_scorer, "counted:reward"), [str(tmp_path)])
     yield verifier, sys.modules["counted"].seen
     del sys.modules["counted"]
 
