@@ -1,4 +1,4 @@
-"""Finds the corner cases of response quality that are mined for preference pairs, in four kinds.
+"""Finds the corner cases of response quality that are mined for preference pairs, in five kinds.
 
 | kind | is |
 |---|---|
@@ -6,6 +6,7 @@
 | `run_on` | the completion was truncated, or text goes on after the answer |
 | `empty` | there is nothing but white space, or an empty answer in the asked format |
 | `repetition` | something is repeated back to back, see `repeats` |
+| `refusal` | the completion begins by declining, and does not solve: prompts that can be verified are harmless |
 
 All are cheap: no model and no worker is asked.
 """
@@ -17,13 +18,20 @@ import re
 from judges.answers import Extraction, extract
 from rollouts.types import Prompt, Rollout
 
-KINDS = ("format", "run_on", "empty", "repetition")
+KINDS = ("format", "run_on", "empty", "repetition", "refusal")
 
 PHRASE_TIMES, CODE_TIMES = 4, 8
 MAX_PHRASE_WORDS = 16
 TAIL_CHARS = 2000
 _LETTERS = re.compile(r"(\S{1,16}?)\1{7,}")
 MIN_LETTERS = 32
+_REFUSAL = re.compile(
+    r"(?:(?:i['’]?m|i am) (?:very |really |so )?sorry|sorry|unfortunately|i apologi[sz]e|as an ai\b)?"
+    r"[,.;:!]?\s*(?:but )?"
+    r"(?:i (?:can['’]?t|cannot|can not|won['’]?t|will not|am unable to|am not able to|must decline)"
+    r"|i['’]m (?:unable|not able) to|as an ai\b|i (?:do not|don['’]t) feel comfortable)\b"
+)
+"""How refusals begin, in small letters."""
 
 
 def corner_cases(prompt: Prompt, rollout: Rollout) -> set[str]:
@@ -34,6 +42,8 @@ def corner_cases(prompt: Prompt, rollout: Rollout) -> set[str]:
         kinds.add("empty")
     if rollout.truncated or (found is not None and found.runs_on):
         kinds.add("run_on")
+    if not rollout.outcome and _REFUSAL.match(rollout.text.strip().lower()):
+        kinds.add("refusal")
     if found is not None and not found.obeyed and not kinds:
         kinds.add("format")
     if _repetitive(prompt, rollout.text, found):

@@ -6,6 +6,7 @@ case (the asked format not obeyed, run-on, empty, repetition) and whose chosen s
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections import Counter
@@ -14,11 +15,12 @@ from typing import Any
 
 from curricula.instructions import InstructionPools
 from curricula.wordings import drop_words
-from judges.corner_cases import KINDS
+from judges.endpoint import Endpoint, EndpointClient, Failure
+from judges.preference import PreferenceJudge
 from posttrain import data
 from posttrain.cluster import Cluster, GeneratorPool, run
 from posttrain.config import Config, resolve_model
-from posttrain.pairs import PreferencePair, Sampled, mine
+from posttrain.pairs import PreferencePair, Sampled, mine, preferred
 from posttrain.placement import ROLES
 from posttrain.progress import bar, say
 from posttrain.reward import scorer_of
@@ -106,14 +108,42 @@ def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
     recorded = _recorded(rundir, {prompt.prompt_id: prompt for prompt in prompts}, data.instructions(config))
     pairs: list[PreferencePair] = []
     for samples in (fresh, recorded):
-        pairs += mine(samples, config.dpo.pairs_per_kind, config.dpo.max_pairs - len(pairs), config.seed)
+        room = config.dpo.max_pairs - len(pairs)
+        pairs += mine(samples, config.dpo.pairs_per_kind, room, config.seed, config.dpo.kinds)
+    if config.dpo.preference is not None:
+        most = min(config.dpo.pairs_per_kind, config.dpo.max_pairs - len(pairs))
+        pairs += asyncio.run(
+            _preferred(Endpoint(**config.dpo.preference.model_dump()), fresh or recorded, most, config.seed)
+        )
     if not pairs:
         raise DataError(
-            f"{rundir.path}: no corner case among {len(fresh) + len(recorded)} completions, so there is nothing to "
-            "repair; skip this stage, or raise dpo.fresh_prompts"
+            f"{rundir.path}: none of {', '.join(config.dpo.kinds)} among {len(fresh) + len(recorded)} completions, so "
+            "there is nothing to repair; skip this stage, or raise dpo.fresh_prompts"
         )
     kinds = Counter(pair.reason for pair in pairs)
-    say(f"dpo: {len(pairs)} pairs (" + ", ".join(f"{kind} {kinds[kind]}" for kind in KINDS if kinds[kind]) + ")")
+    say(f"dpo: {len(pairs)} pairs (" + ", ".join(f"{kind} {count}" for kind, count in kinds.most_common()) + ")")
+    return pairs
+
+
+async def _preferred(endpoint: Endpoint, samples: list[Sampled], most: int, seed: int) -> list[PreferencePair]:
+    """Pairs by a preference judge; what it fails on is counted, and no pair."""
+    client, failures = EndpointClient(endpoint), 0
+    judge = PreferenceJudge(client)
+    with bar("dpo: preferences", most, "question") as progress:
+
+        async def compare(prompt: Prompt, first: str, second: str) -> str:
+            nonlocal failures
+            said = await judge.compare(prompt.messages, first, second)
+            progress.advance()
+            if isinstance(said, Failure):
+                failures += 1
+                return "tie"
+            return said
+
+        pairs = await preferred(samples, compare, most, seed)
+    await client.close()
+    if failures:
+        say(f"dpo: {failures} comparisons failed and made no pair")
     return pairs
 
 

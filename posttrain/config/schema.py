@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -16,6 +16,7 @@ from posttrain.config.algorithms import ALGORITHMS
 from rollouts.types import Sampling
 
 Schedule = Literal["constant", "linear", "cosine"]
+PairKind = Literal["format", "run_on", "empty", "repetition", "refusal", "near_miss"]
 GROUP_RELATIVE = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
 """The advantage estimators that compare the rollouts of a group with each other."""
 
@@ -651,7 +652,13 @@ class DPOConfig(Section):
     max_pairs: int = Field(default=2000, ge=1)
     """Most pairs in all."""
     pairs_per_kind: int = Field(default=500, ge=1)
-    """Most pairs of one kind of corner case."""
+    """Most pairs of one kind."""
+    kinds: list[PairKind] = Field(default_factory=lambda: list(get_args(PairKind)), min_length=1)
+    """What is rejected: corner cases (see `judges/corner_cases.py`), and `near_miss`, a wrong answer beside a right one
+    to the same prompt of similar length."""
+    preference: EndpointConfig | None = None
+    """A model that says which of two right answers is better, in both orders; pairs of the kind `preferred`. null: none
+    is asked."""
     samples_per_prompt: int = Field(default=8, ge=2)
     """Fresh completions of each fresh prompt."""
     fresh_prompts: int = Field(default=256, ge=0)

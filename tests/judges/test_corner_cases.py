@@ -103,3 +103,20 @@ def test_the_solutions_of_the_tiny_world() -> None:
     assert solved > 1500
     assert 50 < seen["format"] + seen["run_on"] < 400
     assert seen["repetition"] == seen["empty"] == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.", "I cannot answer this.", "Sorry, I can’t do that.",
+        "As an AI language model, I have no opinion.", "Unfortunately, I am unable to compute it.",
+        "I’m not able to help.", "I am very sorry. I won't do this.",
+    ],
+)  # fmt: skip
+def test_refusals(text: str) -> None:
+    asked = Prompt("p", ({"role": "user", "content": "47+38"},), answer="85")
+    for solved in (False, True):
+        rollout = Rollout([1], [True], [-1.0], [], "stop", text, outcome=solved)
+        assert corner_cases(asked, rollout) == (set() if solved else {"refusal"})
+    rollout = Rollout([1], [True], [-1.0], [], "stop", f"The answer is 84. {text}")
+    assert corner_cases(asked, rollout) == set()

@@ -94,7 +94,7 @@ async def test_a_report() -> None:
     assert report.by_instruction == {"i": 1.0}
     assert report.by_instruction_use == {"held_out": 0.5, "trained": 1.0}
     assert report.corner_cases["run_on"] == report.corner_cases["any"] == pytest.approx(1 / 3)
-    assert report.corner_case_counts == {"format": 0, "run_on": 4, "empty": 0, "repetition": 0, "any": 4}
+    assert report.corner_case_counts == {"format": 0, "run_on": 4, "empty": 0, "repetition": 0, "refusal": 0, "any": 4}
     assert report.mean_tokens == 4
     assert report.by_prompt == {"a": (1.0, 0.0), "bb": (0.5, 0.0), "ccc": (0.0, 1.0)}
     values = report.as_json()

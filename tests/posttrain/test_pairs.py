@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from posttrain.pairs import FRESH, Sampled, mine
+from posttrain.pairs import FRESH, PAIR_KINDS, Sampled, mine, preferred
 from rollouts.types import Prompt, Rollout
 
 ASKED = ("<ans>", "</ans>")
@@ -86,3 +86,40 @@ def test_completions_under_different_instructions_are_no_pair() -> None:
     assert mine([chosen, rejected], 10, 10, 0) == []
     (pair,) = mine([chosen, replace(rejected, prompt=chosen.prompt)], 10, 10, 0)
     assert (pair.prompt.instruction, pair.rejected) == ("a", "85")
+
+
+def test_a_near_miss_is_a_wrong_answer_beside_a_right_one_of_similar_length() -> None:
+    def of(length: int, text: str, solved: bool, draw: int) -> Sampled:
+        rollout = Rollout([5] * length, [True] * length, [-1.0] * length, [], "stop", text, outcome=solved)
+        return Sampled(prompt("p"), rollout, draw)
+
+    right, longer = of(10, "<ans>85</ans>", True, 1), of(20, "so <ans>85</ans>", True, 2)
+    wrong, long, short = (of(n, f"{n} <ans>8</ans>", False, n) for n in (19, 40, 4))
+    (pair,) = mine([right, longer, wrong, long, short], 10, 10, 0, PAIR_KINDS)
+    assert (pair.reason, pair.chosen, pair.rejected, pair.draw_ids) == (
+        "near_miss", "so <ans>85</ans>", "19 <ans>8</ans>", (2, 19),
+    )  # fmt: skip
+    assert mine([right, long, short], 10, 10, 0, PAIR_KINDS) == []
+    assert mine([right, longer, wrong], 10, 10, 0) == []  # not among the kinds that are asked for
+
+
+async def test_a_preference_makes_a_pair_of_two_right_answers_and_a_tie_none() -> None:
+    samples = [
+        sampled(text, True, name, draw)
+        for draw, name in enumerate("abc")
+        for text in (f"{name} <ans>85</ans>", "<ans>85</ans>", "<ans>85</ans>")
+    ] + [sampled("<ans>84</ans>", False, "a"), sampled("<ans>85</ans>", True, "d")]
+    asked = []
+
+    async def compare(about: Prompt, first: str, second: str) -> str:
+        asked.append(about.prompt_id)
+        if about.prompt_id == "c":
+            return "tie"
+        return "first" if first == "<ans>85</ans>" else "second"
+
+    pairs = await preferred(samples, compare, 10, 0)
+    assert sorted(asked) == ["a", "b", "c"]
+    assert sorted((pair.prompt.prompt_id, pair.chosen, pair.rejected, pair.reason) for pair in pairs) == [
+        (name, "<ans>85</ans>", f"{name} <ans>85</ans>", "preferred") for name in "ab"
+    ]
+    assert len(await preferred(samples, compare, 1, 0)) <= 1

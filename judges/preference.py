@@ -1,0 +1,69 @@
+"""Which of two answers a model prefers, asked in both orders.
+
+A model favours what it reads first, or last, and what is longer. So a preference counts only if it is the same in both
+orders, and the longer answer wins only where it is not much longer; all else is a tie.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from judges.endpoint import EndpointClient, Failure
+from rollouts.types import Message
+
+Preference = Literal["first", "second", "tie"]
+
+LONGER = 1.5
+"""How many times longer, in characters, an answer may be that is preferred."""
+
+TEMPLATE = """\
+Which of the two answers to the question is better: more correct, more helpful, and obeying what was asked? Length is \
+no merit.
+
+### Question
+{prompt}
+
+### Answer A
+{first}
+
+### Answer B
+{second}
+
+Reply with {"better": "A"}, {"better": "B"} or {"better": "tie"}."""
+
+
+class PreferenceJudge:
+    """Compares answers by a model behind an endpoint."""
+
+    def __init__(self, client: EndpointClient, template: str = TEMPLATE) -> None:
+        """`template` is a text with `{prompt}`, `{first}` and `{second}`."""
+        self._client, self._template = client, template
+
+    async def compare(self, messages: Sequence[Message], first: str, second: str) -> Preference | Failure:
+        """The better of two answers to a conversation, or why that is not known."""
+        one, other = await asyncio.gather(self._ask(messages, first, second), self._ask(messages, second, first))
+        for said in (one, other):
+            if isinstance(said, Failure):
+                return said
+        turned: dict[Any, Preference] = {"A": "second", "B": "first", "tie": "tie"}
+        better: Preference = {"A": "first", "B": "second", "tie": "tie"}[str(one)]  # type: ignore[assignment]
+        if better != turned[other]:
+            return "tie"
+        longer: Preference = "first" if len(first) > len(second) else "second"
+        lengths = sorted(max(1, len(text)) for text in (first, second))
+        return "tie" if better == longer and lengths[1] > LONGER * lengths[0] else better
+
+    async def _ask(self, messages: Sequence[Message], first: str, second: str) -> str | Failure:
+        said = "\n".join(message["content"] for message in messages if message["role"] != "system")
+        texts = {"{prompt}": said, "{first}": first, "{second}": second}
+        text = re.sub(r"\{prompt\}|\{first\}|\{second\}", lambda place: texts[place.group()], self._template)
+        return await self._client.ask(text, "better", {"type": "string", "enum": ["A", "B", "tie"]}, _better)
+
+
+def _better(value: Any) -> str | None:
+    return (
+        {"a": "A", "b": "B", "tie": "tie"}.get(value.strip().strip(".\"'").lower()) if isinstance(value, str) else None
+    )
