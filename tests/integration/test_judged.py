@@ -54,7 +54,7 @@ def test_a_judge_behind_an_endpoint_prunes_and_is_asked_nothing_twice(tmp_path: 
             "judge.template=null",
         ]  # fmt: skip
         ended = posttrain("prune", "tiny", "--run", str(tmp_path / "run"), *words, cwd=tmp_path)
-            assert len(server.seen) == 60
+        assert len(server.seen) == 60
         again = posttrain("prune", "tiny", "--run", str(tmp_path / "run"), *words, "prune.method=longest", cwd=tmp_path)
         assert len(server.seen) == 60
     assert "60 verdicts are known already" in again.err
