@@ -34,7 +34,7 @@ def test_rl_is_graded_and_a_failure_of_the_judge_is_rejected_not_scored(tmp_path
             "rubric.criteria.correct={reward: auto}", "rubric.criteria.style={judge: 'It is odd.'}",
             "rubric.outcome=style", f"rubric.endpoint={{base_url: '{server.url}', model: m, retries: 0}}",
         ]  # fmt: skip
-        ended = posttrain("rl", "tiny", "--run", str(tmp_path / "run"), *SMALL, *words, cwd=tmp_path)
+        posttrain("rl", "tiny", "--run", str(tmp_path / "run"), *SMALL, *words, cwd=tmp_path)
     rows = [row for shard in (tmp_path / "run/rl/rollouts").iterdir() for row in read_table(shard).to_pylist()]
     assert rows
     for row in rows:
@@ -53,7 +53,7 @@ def test_a_judge_behind_an_endpoint_prunes_and_is_asked_nothing_twice(tmp_path: 
             "data.demonstrations.limit=60", f"judge.endpoint={{base_url: '{server.url}', model: m}}",
             "judge.template=null",
         ]  # fmt: skip
-        ended = posttrain("prune", "tiny", "--run", str(tmp_path / "run"), *words, cwd=tmp_path)
+        posttrain("prune", "tiny", "--run", str(tmp_path / "run"), *words, cwd=tmp_path)
         assert len(server.seen) == 60
         again = posttrain("prune", "tiny", "--run", str(tmp_path / "run"), *words, "prune.method=longest", cwd=tmp_path)
         assert len(server.seen) == 60
