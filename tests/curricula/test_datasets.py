@@ -297,7 +297,11 @@ def test_null_keys_of_parquet_messages(tmp_path):
             "x.jsonl:2: field 'x': expected the two texts [left, right], found [\"a\"]",
         ),
         ({"prompt": "a", "x": True}, {"answer": "x"}, "x.jsonl:2: field 'x': expected a text or a number, found true"),
-        ({"prompt": "a", "x": "t"}, {"tests": "x"}, "x.jsonl:2: field 'x': expected a list of mappings, found 't'"),
+        (
+            {"prompt": "a", "x": 3},
+            {"tests": "x"},
+            "x.jsonl:2: field 'x': expected a text, a list of texts or a list of mappings, found 3",
+        ),
         ({"prompt": "a", "x": [3]}, {"images": "x"}, "x.jsonl:2: field 'x': expected paths of images, found 3"),
     ],
 )

@@ -39,7 +39,7 @@ def test_summary_has_every_number(run: Run) -> None:
         assert list(report["by_temperature"]) == ["0", "1"]
         assert set(report["by_capability"]) == {"code", "math", "reasoning"}
         kinds = report["corner_cases"]
-        assert set(kinds) == {"format", "run_on", "empty", "repetition", "any"}
+        assert set(kinds) == {"format", "run_on", "empty", "repetition", "refusal", "any"}
         assert max(kinds.values()) == kinds["any"] <= sum(kinds.values()) - kinds["any"]
         assert round(kinds["any"] * 60) == report["corner_case_counts"]["any"]
         assert 1 < report["mean_tokens"] <= 64
@@ -119,13 +119,15 @@ def test_prune_writes_verdicts_and_what_was_kept_and_dropped(run: Run) -> None:
     )
     assert [row for row in verdicts if row["kept"]] == kept
     assert [row for row in verdicts if not row["kept"]] == dropped
-    assert {row["judge"] for row in verdicts} == {"tiny:judge"}
-    for row in verdicts:
+    judged = [row for row in verdicts if row["judge"]]
+    assert {row["judge"] for row in judged} == {"tiny:judge"}
+    assert all(row["reason"].startswith("near-duplicate: of ") for row in verdicts if not row["judge"])
+    for row in judged:
         by_label = {label: row[f"p_{label}"] for label in ("easy", "medium", "hard")}
         assert sum(by_label.values()) == pytest.approx(1)
         assert row["label"] == max(by_label, key=by_label.__getitem__)
         assert row["score"] == pytest.approx(by_label["medium"] / 2 + by_label["hard"])
-    assert len({row["label"] for row in verdicts}) == 3  # the judge tells them apart
+    assert len({row["label"] for row in judged}) == 3  # the judge tells them apart
 
 
 def test_a_label_has_the_probability_that_the_judge_itself_gives_it(run: Run) -> None:
@@ -134,7 +136,8 @@ def test_a_label_has_the_probability_that_the_judge_itself_gives_it(run: Run) ->
     tokenizer = AutoTokenizer.from_pretrained(directory)
     judge = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     template = Path(directory, "template.txt").read_text().rstrip("\n")
-    for row in read_table(run.path / "sft/verdicts.parquet").to_pylist()[:20]:
+    judged = [row for row in read_table(run.path / "sft/verdicts.parquet").to_pylist() if row["judge"]]
+    for row in judged[:20]:
         _, asked, said = json.loads(row["messages"])
         text = template.replace("{prompt}", asked["content"]).replace("{response}", said["content"])
         user = {"role": "user", "content": text}
@@ -234,7 +237,7 @@ def test_metrics_are_written(run: Run) -> None:
 
 def test_pairs_are_corner_cases_against_clean_answers(run: Run) -> None:
     pairs = read_table(run.path / "dpo/pairs.parquet").to_pylist()
-    assert {pair["reason"] for pair in pairs} <= {"format", "run_on", "empty", "repetition"}
+    assert {pair["reason"] for pair in pairs} <= {"format", "run_on", "empty", "repetition", "refusal", "near_miss"}
     assert all(pair["chosen"] != pair["rejected"] for pair in pairs)
     drawn = {row["draw_id"] for row in shards(run)} | {-1}  # -1: a fresh sample
     assert {pair["rejected_draw_id"] for pair in pairs} | {pair["chosen_draw_id"] for pair in pairs} <= drawn
