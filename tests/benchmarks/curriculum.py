@@ -6,8 +6,10 @@ smoothed by the mean of up to five neighbouring evaluations; its tokens are thos
 `uniform`'s curve of the same seed. Where it does not within its steps, another arm counts with the tokens that it has,
 which is too few, and `signal` with infinitely many.
 
-Each arm's learning rate is swept first, with a seed that is not used again. `uniform` takes the one with which it ends
-highest, each other arm the one with which it reaches the best of these ends with the fewest tokens.
+Each arm's learning rate is swept first, with a seed that is not used again; on the skewed set together with the prompts
+of a step, because an arm that is fed mixed groups alone needs fewer of them in a step than one whose groups are mostly
+without advantage. `uniform` takes the setting with which it ends highest, each other arm the one with which it reaches
+the best of these ends with the fewest tokens.
 
 Targets for `signal`, by the median over five seeds: on the skewed set at most 0.4 of `uniform`, 0.45 of
 `dynamic_sampling` and 0.8 of `pools`; on the tiny world at most 1.0 of the best of them; and at least 0.7 of its drawn
@@ -16,15 +18,16 @@ groups have mixed outcomes after a fifth of the run, on both. `value` is the lar
 
 Arms are kept as they finish, so that the whole may be run over several sittings: `--arms 10` measures at most ten more.
 
-Budget: two to seven minutes an arm on two cores, 68 arms: three hours; the SFT checkpoint first, 2 minutes.
+Budget: two to seven minutes an arm on two cores, 76 arms: three and a half hours; the SFT checkpoint first, 2 minutes.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,19 +38,24 @@ from posttrain.curriculum_log import NAME, read_snapshots
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
 from tests.benchmarks import skewed
-from tests.benchmarks.curves import best_rates, reached, smoothed
+from tests.benchmarks.curves import best_settings, reached, smoothed
 from tests.benchmarks.harness import Bench, Measurement, Options, source_hash, spread
 from tests.benchmarks.start import sft_checkpoint
 
 ARMS = ("uniform", "signal", "pools", "dynamic_sampling")
-LEARNING_RATES = {"skewed": (5e-5, 1e-4, 2e-4, 4e-4), "tiny": (1e-4, 2e-4, 4e-4)}
+Setting = tuple[int, float]
+"""Prompts of a step, and the learning rate."""
+SETTINGS: Mapping[str, Sequence[Setting]] = {
+    "skewed": tuple(itertools.product((6, 16), (1e-4, 2e-4, 4e-4))),
+    "tiny": tuple(itertools.product((16,), (1e-4, 2e-4, 4e-4))),
+}
 SWEEP_SEED = 100
 EVALUATIONS = 12
-STEPS = {
-    "skewed": {"uniform": 240, "dynamic_sampling": 32, "pools": 80, "signal": 72},
-    "tiny": dict.fromkeys(ARMS, 60),
+GROUPS = {
+    "skewed": {"uniform": 3840, "dynamic_sampling": 512, "pools": 1280, "signal": 1152},
+    "tiny": dict.fromkeys(ARMS, 960),
 }
-"""Train steps of each arm."""
+"""Groups that each arm trains on."""
 TARGETS = {"uniform": 0.4, "dynamic_sampling": 0.45, "pools": 0.8}
 """Most of an arm's tokens that `signal` may need on the skewed set."""
 MIXED = 0.7
@@ -59,7 +67,7 @@ OF_WORLD = {
     "tiny": [],
 }  # fmt: skip
 QUICK = [
-    "prune.enabled=false", "data.demonstrations.limit=64", "rl.prompts_per_step=3", "rl.quotas=null",
+    "prune.enabled=false", "data.demonstrations.limit=64", "rl.quotas=null",
     "rl.group_size=4", "rl.eval_prompts=8",
 ]  # fmt: skip
 
@@ -67,30 +75,32 @@ QUICK = [
 class Runs:
     """RL runs on a world with a selection, from one SFT checkpoint."""
 
-    def __init__(self, bench: Bench, overrides: list[str], steps: Mapping[str, Mapping[str, int]]) -> None:
+    def __init__(self, bench: Bench, overrides: list[str], groups: Mapping[str, Mapping[str, int]]) -> None:
         """Trains nothing yet.
 
         Args:
             bench: whose folder the runs go to.
             overrides: of the preset, for every run.
-            steps: of each world and arm.
+            groups: that an arm trains on in a world.
         """
         kind = "quick" if bench.options.quick else source_hash(*bench.sources)
         self._folder, self._overrides, self._bench = bench.options.folder / f"curriculum-{kind}", overrides, bench
-        self._steps = steps
+        self._groups = groups
         if bench.options.quick or bench.options.fresh:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def measure(self, world: str, arm: str, learning_rate: float, seed: int) -> Measurement:
+    def measure(self, world: str, arm: str, setting: Setting, seed: int) -> Measurement:
         """One run: its tokens and pass@1 at each evaluation."""
-        checkpoint, steps = sft_checkpoint(self._bench, self._folder, self._overrides), self._steps[world][arm]
+        checkpoint = sft_checkpoint(self._bench, self._folder, self._overrides)
+        prompts, learning_rate = setting
+        steps = self._groups[world][arm] // prompts
         words = [
             *OF_WORLD[world], *self._overrides, f"model={checkpoint}", f"seed={seed}", f"rl.selection={arm}",
-            f"rl.learning_rate={learning_rate}", f"rl.steps={steps}", f"rl.checkpoint_every={steps}",
-            f"rl.eval_every={math.ceil(steps / EVALUATIONS)}",
+            f"rl.prompts_per_step={prompts}", f"rl.learning_rate={learning_rate}", f"rl.steps={steps}",
+            f"rl.checkpoint_every={steps}", f"rl.eval_every={math.ceil(steps / EVALUATIONS)}",
         ]  # fmt: skip
         config = load_config("tiny", words)
-        folder = self._folder / f"{world}-{arm}-{learning_rate:g}-{seed}"
+        folder = self._folder / f"{world}-{arm}-{_name(setting)}-{seed}"
         shutil.rmtree(folder, ignore_errors=True)  # of a sitting that was interrupted
         with Cluster(config):
             rundir = RunDir(folder, config)
@@ -138,35 +148,38 @@ def compared(runs: Mapping[str, Sequence[Measurement]]) -> dict[str, Any]:
 
 def main(options: Options) -> dict[str, Any]:
     """Runs it, or as much as `--arms` allows; returns the line."""
-    seeds, learning_rates = (1, dict.fromkeys(STEPS, (3e-4,))) if options.quick else (5, LEARNING_RATES)
-    steps = {world: dict.fromkeys(ARMS, 2) for world in STEPS} if options.quick else STEPS
+    seeds, settings, groups = 5, SETTINGS, GROUPS
+    if options.quick:
+        seeds, settings, groups = 1, dict.fromkeys(GROUPS, ((3, 3e-4),)), dict.fromkeys(GROUPS, dict.fromkeys(ARMS, 6))
     overrides = COMMON + (QUICK if options.quick else [])
-    settings = {
-        "preset": "tiny", "overrides": overrides, "worlds": OF_WORLD, "steps": steps, "seeds": seeds,
-        "learning_rates": learning_rates,
+    ran = {
+        "preset": "tiny", "overrides": overrides, "worlds": OF_WORLD, "groups": groups, "seeds": seeds,
+        "settings": {world: [_name(each) for each in swept] for world, swept in settings.items()},
     }  # fmt: skip
     folder = Path(__file__).parent
     sources = tuple(folder / name for name in ("curriculum.py", "curves.py", "skewed.py", "start.py"))
-    bench = Bench("curriculum", options, settings, sources)
-    runs = Runs(bench, overrides, steps)
+    bench = Bench("curriculum", options, ran, sources)
+    runs = Runs(bench, overrides, groups)
     worlds: dict[str, dict[str, Any]] = {}
-    for world in STEPS:
-        swept = {
-            arm: {
-                rate: bench.measure(f"{world}/{arm}/{rate:g}", SWEEP_SEED, partial(runs.measure, world, arm, rate))
-                for rate in learning_rates[world]
-            }
-            for arm in ARMS
-        }
-        if any(found is None for each in swept.values() for found in each.values()):
+    for world in groups:
+
+        def arm_of(arm: str, setting: Setting, world: str = world) -> tuple[str, Callable[[int], Measurement]]:
+            return f"{world}/{arm}/{_name(setting)}", partial(runs.measure, world, arm, setting)
+
+        swept: dict[str, dict[Setting, Measurement]] = {arm: {} for arm in ARMS}
+        for arm, setting in itertools.product(ARMS, settings[world]):
+            name, work = arm_of(arm, setting)
+            if (values := bench.measure(name, SWEEP_SEED, work)) is not None:
+                swept[arm][setting] = values
+        if any(len(each) < len(settings[world]) for each in swept.values()):
             break
-        best = best_rates(swept, "uniform", "tokens")  # type: ignore[arg-type]
-        found = bench.interleave(
-            {f"{world}/{arm}/{rate:g}": partial(runs.measure, world, arm, rate) for arm, rate in best.items()}, seeds
-        )
+        best = best_settings(swept, "uniform", "tokens")
+        named = {arm: arm_of(arm, setting) for arm, setting in best.items()}
+        found = bench.interleave(dict(named.values()), seeds)
         worlds[world] = {
-            "learning_rates": best, **compared({arm: found[f"{world}/{arm}/{rate:g}"] for arm, rate in best.items()}),
-            "sweep": {arm: {f"{rate:g}": each for rate, each in rates.items()} for arm, rates in swept.items()},
+            "settings": {arm: _name(setting) for arm, setting in best.items()},
+            **compared({arm: found[name] for arm, (name, _) in named.items()}),
+            "sweep": {arm: {_name(setting): each for setting, each in kept.items()} for arm, kept in swept.items()},
         }  # fmt: skip
     value = max(_of_targets(worlds).values()) if _complete(worlds, seeds) else None
     return bench.line(
@@ -175,8 +188,12 @@ def main(options: Options) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def _name(setting: Setting) -> str:
+    return f"{setting[0]} prompts at {setting[1]:g}"
+
+
 def _complete(worlds: Mapping[str, Any], seeds: int) -> bool:
-    return len(worlds) == len(STEPS) and all(
+    return len(worlds) == len(GROUPS) and all(
         len(values) == seeds for world in worlds.values() for values in world["ratios"].values()
     )
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 from tests.benchmarks.harness import Measurement
+
+Setting = TypeVar("Setting", bound=Hashable)
 
 
 def smoothed(rates: Sequence[float]) -> list[float]:
@@ -30,22 +33,22 @@ def reached(tokens: Sequence[float], rates: Sequence[float], goal: float) -> flo
     return None
 
 
-def best_rates(swept: Mapping[str, Mapping[float, Measurement]], reference: str, cost: str) -> dict[str, float]:
-    """Each arm's best learning rate.
+def best_settings(swept: Mapping[str, Mapping[Setting, Measurement]], reference: str, cost: str) -> dict[str, Setting]:
+    """Each arm's best setting.
 
     Args:
-        swept: arm and learning rate → its measurement, with a curve in `pass@1`.
-        reference: the arm that takes the rate with which it ends highest; the others take the one with which they reach
-            the best of these ends at the least cost, or, where none does, the one that comes nearest.
+        swept: arm and setting (a learning rate, say) → its measurement, with a curve in `pass@1`.
+        reference: the arm that takes the setting with which it ends highest; the others take the one with which they
+            reach the best of these ends at the least cost, or, where none does, the one that comes nearest.
         cost: the name of what is spent up to each point of a curve.
     """
-    ends = {rate: smoothed(found["pass@1"])[-1] for rate, found in swept[reference].items()}
+    ends = {setting: smoothed(found["pass@1"])[-1] for setting, found in swept[reference].items()}
     goal = max(ends.values())
 
-    def order(arm: str, rate: float) -> tuple[float, float]:
-        curve = smoothed(swept[arm][rate]["pass@1"])
-        needed = reached(swept[arm][rate][cost], curve, goal)
+    def order(arm: str, setting: Setting) -> tuple[float, float]:
+        curve = smoothed(swept[arm][setting]["pass@1"])
+        needed = reached(swept[arm][setting][cost], curve, goal)
         return (math.inf if needed is None else needed, -max(curve))
 
-    best = {arm: min(rates, key=partial(order, arm)) for arm, rates in swept.items()}
+    best = {arm: min(settings, key=partial(order, arm)) for arm, settings in swept.items()}
     return best | {reference: max(ends, key=ends.__getitem__)}

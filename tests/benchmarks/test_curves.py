@@ -11,7 +11,7 @@ from posttrain.config import load_config, resolve_data
 from rollouts.types import Rollout
 from tests.benchmarks import skewed
 from tests.benchmarks.curriculum import compared
-from tests.benchmarks.curves import best_rates, reached, smoothed
+from tests.benchmarks.curves import best_settings, reached, smoothed
 from tests.benchmarks.harness import Measurement
 
 
@@ -36,7 +36,7 @@ def test_the_best_rate_ends_highest_for_the_reference_and_is_the_quickest_for_ot
         "signal": {1e-4: run(0.4, 0.5, 0.6, 0.7), 3e-4: run(0.4, 0.6, 0.7, 0.6)},
         "pools": {1e-4: run(0.4, 0.41), 3e-4: run(0.4, 0.42)},  # neither reaches it
     }
-    assert best_rates(swept, "uniform", "tokens") == {"uniform": 3e-4, "signal": 3e-4, "pools": 3e-4}
+    assert best_settings(swept, "uniform", "tokens") == {"uniform": 3e-4, "signal": 3e-4, "pools": 3e-4}
 
 
 def test_tokens_are_compared_up_to_the_end_of_uniform() -> None:

@@ -34,7 +34,7 @@ from posttrain.progress import say
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
 from rollouts.renderer import Renderer
-from tests.benchmarks.curves import best_rates, reached, smoothed
+from tests.benchmarks.curves import best_settings, reached, smoothed
 from tests.benchmarks.harness import Bench, Measurement, Options, source_hash, spread
 from tests.benchmarks.skewed import NAME
 from tests.benchmarks.start import sft_checkpoint
@@ -148,7 +148,7 @@ def main(options: Options) -> dict[str, Any]:
     best: dict[str, float] = {}
     needed: dict[str, list[float | None]] = {side: [] for side in STEPS}
     if all(len(each) == len(learning_rates) for each in swept.values()):
-        best = best_rates(swept, "trl", "seconds")
+        best = best_settings(swept, "trl", "seconds")
         arms = {f"{side}/{rate:g}": partial(runs.measure, side, rate) for side, rate in best.items()}
         trl, ours = bench.interleave(arms, seeds).values()
         for one, other in zip(trl, ours, strict=False):
