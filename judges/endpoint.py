@@ -53,6 +53,10 @@ class Endpoint:
     samples: int = 1
 
 
+Grade = float | Failure
+"""From 0 to 1, or why there is none."""
+
+
 class EndpointClient:
     """Asks for a value in JSON until an answer makes sense. Of one event loop; `close` ends its connections."""
 
@@ -164,11 +168,25 @@ class EndpointGrader:
         """`template` is a text with `{prompt}` and `{response}`, which asks for a grade from 0 to 10."""
         self._client, self._template = client, template
 
-    async def grade(self, messages: Sequence[Message]) -> float | Failure:
+    async def grade(self, messages: Sequence[Message]) -> Grade:
         """The grade of a conversation that ends with the answer, from 0 to 1, or why there is none."""
         schema = {"type": "integer", "minimum": 0, "maximum": GRADES}
         grades = await self._client.samples(filled(self._template, messages), "grade", schema, _grade)
         return grades if isinstance(grades, Failure) else sum(grades) / len(grades) / GRADES
+
+
+def endpoint_grades(endpoint: Endpoint, template: str) -> Callable[[Sequence[Sequence[Message]]], list[Grade]]:
+    """Grades several conversations at once; for code that knows no event loop. `template` as for `EndpointGrader`."""
+
+    async def grade_all(conversations: Sequence[Sequence[Message]]) -> list[Grade]:
+        client = EndpointClient(endpoint)  # of this call, since it is of an event loop
+        try:
+            grader = EndpointGrader(client, template)
+            return await asyncio.gather(*map(grader.grade, conversations))
+        finally:
+            await client.close()
+
+    return lambda conversations: asyncio.run(grade_all(conversations))
 
 
 def _content(said: Any) -> str:

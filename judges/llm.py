@@ -1,4 +1,4 @@
-"""The judging model: a checkpoint on vLLM that labels a demonstration easy, medium or hard.
+"""The judging model: a checkpoint on vLLM that labels a demonstration easy, medium or hard, or an answer no or yes.
 
 A label's probability is that of its whole token sequence, end of turn included: the first token alone would favour a
 label whose beginning is a common one. How the model spells a label in tokens is found by structured output, once for
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rollouts.errors import JudgeError
@@ -20,6 +20,8 @@ from rollouts.types import Message, Rollout, Sampling
 
 LABELS = ("easy", "medium", "hard")
 DIFFICULTY = {"easy": 0.0, "medium": 0.5, "hard": 1.0}
+MET = {"no": 0.0, "yes": 1.0}
+"""Whether an answer meets a criterion; the score is the probability of yes (https://arxiv.org/abs/2408.15240)."""
 
 TEMPLATE = """\
 Judge how difficult the following task is for a language model: easy (answered right at the first try), medium, or \
@@ -36,7 +38,7 @@ Generate = Callable[[Sequence[Request]], Awaitable[list[list[Rollout]]]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judge's verdict; `score` is the expected difficulty from 0 (easy) to 1 (hard).
+    """A judge's verdict; `score` is the expected value of the labels: difficulty from 0 (easy) to 1 (hard), say.
 
     Example: `Verdict(0.09, "easy", "", "tiny:judge", {"easy": 0.85, "medium": 0.12, "hard": 0.03})`
     """
@@ -56,10 +58,16 @@ def filled(template: str, messages: Sequence[Message]) -> str:
 
 
 class LLMJudge:
-    """Judges demonstrations with a generator whose log-probabilities are the model's own (`raw_logprobs`)."""
+    """Judges conversations with a generator whose log-probabilities are the model's own (`raw_logprobs`)."""
 
     def __init__(
-        self, name: str, renderer: Renderer, generate: Generate, template: str, max_prompt_tokens: int
+        self,
+        name: str,
+        renderer: Renderer,
+        generate: Generate,
+        template: str,
+        max_prompt_tokens: int,
+        labels: Mapping[str, float] = DIFFICULTY,
     ) -> None:
         """Takes the judge's parts.
 
@@ -68,7 +76,8 @@ class LLMJudge:
             renderer: of the judge's chat template.
             generate: completions of requests.
             template: text with `{prompt}` and `{response}`.
-            max_prompt_tokens: longer demonstrations are cut in the middle of the response.
+            max_prompt_tokens: longer conversations are cut in the middle of the response.
+            labels: that the model chooses from, each with its value.
 
         Raises:
             ValueError: the template lacks one of the two places.
@@ -77,10 +86,10 @@ class LLMJudge:
             if place not in template:
                 raise ValueError(f"the judge's template lacks {place}")
         self._name, self._renderer, self._generate, self._template = name, renderer, generate, template
-        self._max_prompt_tokens = max_prompt_tokens
+        self._max_prompt_tokens, self._labels = max_prompt_tokens, labels
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The judge's prompt for a demonstration, whose last message is the assistant's."""
+        """The judge's prompt for a conversation, whose last message is the assistant's."""
         response = messages[-1]["content"]
         while True:
             text = filled(self._template, [*messages[:-1], {"role": "assistant", "content": response}])
@@ -89,15 +98,15 @@ class LLMJudge:
                 return tokens[: self._max_prompt_tokens]
             response = response[: len(response) // 2]
 
-    async def judge(self, demonstrations: Sequence[Sequence[Message]]) -> list[Verdict]:
-        """One verdict for each demonstration, in order.
+    async def judge(self, conversations: Sequence[Sequence[Message]]) -> list[Verdict]:
+        """One verdict for each conversation, in order.
 
         Raises:
             JudgeError: the engine returned something other than the label that it was forced to.
         """
-        if not demonstrations:
+        if not conversations:
             return []
-        prompts = [self.prompt(messages) for messages in demonstrations]
+        prompts = [self.prompt(messages) for messages in conversations]
         spellings = await self._spellings(prompts[0])
         scored = await self._generate(
             [
@@ -107,15 +116,15 @@ class LLMJudge:
             ]
         )
         logprobs = [math.fsum(rollouts[0].logprobs) for rollouts in scored]
-        return [self._verdict(logprobs[index : index + len(LABELS)]) for index in range(0, len(logprobs), len(LABELS))]
+        width = len(self._labels)
+        return [self._verdict(logprobs[index : index + width]) for index in range(0, len(logprobs), width)]
 
     async def _spellings(self, prompt: tuple[int, ...]) -> list[list[int]]:
         """The tokens of each label, its end of turn included."""
-        sampling = Sampling(
-            temperature=0.0, max_tokens=max(map(len, LABELS)) + 1
-        )  # at most a token a letter, and the end
-        forced = await self._generate([Request(prompt, sampling, choices=(label,)) for label in LABELS])
-        for label, (rollout,) in zip(LABELS, forced, strict=True):
+        longest = max(map(len, self._labels)) + 1  # at most a token a letter, and the end
+        sampling = Sampling(temperature=0.0, max_tokens=longest)
+        forced = await self._generate([Request(prompt, sampling, choices=(label,)) for label in self._labels])
+        for label, (rollout,) in zip(self._labels, forced, strict=True):
             if rollout.text != label:
                 raise JudgeError(f"judge {self._name}: forced to say {label!r}, said {rollout.text!r}")
         return [rollout.token_ids for (rollout,) in forced]
@@ -123,7 +132,7 @@ class LLMJudge:
     def _verdict(self, logprobs: Sequence[float]) -> Verdict:
         top = max(logprobs)
         weights = [math.exp(logprob - top) for logprob in logprobs]
-        probabilities = {label: weight / sum(weights) for label, weight in zip(LABELS, weights, strict=True)}
-        label = max(LABELS, key=lambda name: probabilities[name])
-        score = sum(DIFFICULTY[name] * probability for name, probability in probabilities.items())
+        probabilities = {label: weight / sum(weights) for label, weight in zip(self._labels, weights, strict=True)}
+        label = max(probabilities, key=probabilities.__getitem__)
+        score = sum(self._labels[name] * probability for name, probability in probabilities.items())
         return Verdict(score, label, "", self._name, probabilities)

@@ -6,15 +6,14 @@ and is kept apart: it is that of one criterion, or whether the reward reaches a 
 
 from __future__ import annotations
 
-import asyncio
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from judges.endpoint import Endpoint, EndpointClient, EndpointGrader, Failure
+from judges.endpoint import Failure, Grade
 from rollouts.errors import JudgeError
-from rollouts.types import Prompt, Rollout, Score, Scorer
+from rollouts.types import Message, Prompt, Rollout, Score, Scorer
 
 TEMPLATE = """\
 Grade the answer below by one criterion only: {criterion}
@@ -26,6 +25,19 @@ Grade the answer below by one criterion only: {criterion}
 {response}
 
 Reply with {"grade": n}, where n is a whole number from 0 (not at all) to 10 (entirely)."""
+"""Asked of an endpoint."""
+
+MET_TEMPLATE = """\
+Does the answer below meet this criterion: {criterion}
+
+### Question
+{prompt}
+
+### Answer
+{response}
+
+Reply with one word: yes or no."""
+"""Asked of an engine of our own, of which the probability of yes is the grade."""
 
 
 @dataclass(frozen=True)
@@ -73,41 +85,36 @@ class Rubric:
         return Score(reward, outcome, reason, breakdown)
 
 
-def graded(endpoint: Endpoint, template: str, pass_grade: float, length_penalty: float) -> Scorer:
+Grades = Callable[[Sequence[Sequence[Message]]], list[Grade]]
+"""Grades conversations that end with the answers."""
+
+
+def graded(grades: Grades, pass_grade: float, length_penalty: float) -> Scorer:
     """The scorer of a criterion that a model grades.
 
     Judges favour long answers. So the grade loses `length_penalty` for each doubling of an answer's length beyond the
     median of its group; shorter ones gain nothing.
 
     Args:
-        endpoint: whom to ask.
-        template: see `EndpointGrader`.
+        grades: asks the model.
         pass_grade: grade, from 0 to 1, from which on the criterion is met.
         length_penalty: from 0, which leaves grades as they are.
     """
 
-    async def grade_all(prompt: Prompt, completions: Sequence[Rollout]) -> list[float | Failure]:
-        client = EndpointClient(endpoint)  # of this call, since it is of an event loop
-        try:
-            grader = EndpointGrader(client, template)
-            said = [[*prompt.messages, {"role": "assistant", "content": rollout.text}] for rollout in completions]
-            return await asyncio.gather(*map(grader.grade, said))
-        finally:
-            await client.close()
-
     def score(prompt: Prompt, completions: Sequence[Rollout]) -> list[Score]:
-        grades = asyncio.run(grade_all(prompt, completions))
-        failures = [grade.reason for grade in grades if isinstance(grade, Failure)]
+        said = [[*prompt.messages, {"role": "assistant", "content": rollout.text}] for rollout in completions]
+        found = grades(said)
+        failures = [grade.reason for grade in found if isinstance(grade, Failure)]
         if failures:
-            raise JudgeError(f"{len(failures)} of {len(grades)} answers could not be graded: {failures[0]}")
+            raise JudgeError(f"{len(failures)} of {len(found)} answers could not be graded: {failures[0]}")
         median = statistics.median(len(rollout.token_ids) for rollout in completions)
-        found = []
-        for grade, rollout in zip(grades, completions, strict=True):
+        scores = []
+        for grade, rollout in zip(found, completions, strict=True):
             assert not isinstance(grade, Failure)
             doublings = max(0.0, math.log2(max(1, len(rollout.token_ids)) / max(1.0, median)))
             reward = max(0.0, grade - length_penalty * doublings)
             met = reward >= pass_grade and not rollout.truncated
-            found.append(Score(reward, met, "" if met else f"grade {reward:.2f}"))
-        return found
+            scores.append(Score(reward, met, "" if met else f"grade {reward:.2f}"))
+        return scores
 
     return score

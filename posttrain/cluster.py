@@ -26,13 +26,17 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from posttrain.balance import spread
-from posttrain.config import Config
+from posttrain.config import Config, resolve_model
 from posttrain.placement import ROLES, Placement, Roles, Seat
 from posttrain.progress import say
 from posttrain.ray_job import TOKEN_HINT, first_line
 from rollouts.errors import EngineError, UserError
 from rollouts.generator import EngineSettings, Generator, Request
 from rollouts.types import Rollout
+
+GRADER_RESTARTS = 3
+LABEL_TOKENS = 16
+"""Room for the label behind a prompt that is graded."""
 
 Newest = Callable[[], Awaitable[tuple[str, int]]]
 """Gives the path of the newest weights and their version."""
@@ -73,6 +77,7 @@ class Cluster:
         self._owned = False
         self._actors: list[Any] = []
         self._pool: GeneratorPool | None = None
+        self._graders: list[Any] = []
         self._weights = Path(tempfile.gettempdir())
         shared = Path("/dev/shm")
         if shared.is_dir() and os.access(shared, os.W_OK):
@@ -209,13 +214,13 @@ class Cluster:
         if self.gpus() and (lack := self.placement.lack(self.nodes())):
             raise UserError(f"{self.placement.asked()}, but {lack}")
 
-    def generator(self, model: str, settings: EngineSettings, seat: Seat, version: int = 0) -> Any:
-        """Starts a generator actor on a checkpoint.
+    def generator(self, model: str, settings: EngineSettings, seat: Seat, version: int = 0, **options: Any) -> Any:
+        """Starts a generator actor on a checkpoint; `options` are Ray's.
 
         Raises:
             UserError: the GPUs of the run could not be reserved.
         """
-        return self.actor(Generator, model, settings, version, seat=seat, max_concurrency=4096)
+        return self.actor(Generator, model, settings, version, seat=seat, max_concurrency=4096, **options)
 
     def pool(self, model: str) -> GeneratorPool:
         """The run's pool of generators, started on first use and given the weights of `model` ever after."""
@@ -224,6 +229,24 @@ class Cluster:
         else:
             self._pool.load(model)
         return self._pool
+
+    def graders(self) -> list[Any]:
+        """The engines of the model that grades for `rubric`, started on first use; none where it has no model."""
+        rubric = self.config.rubric
+        if rubric is not None and rubric.model is not None and not self._graders:
+            settings = engine_settings(
+                self.config,
+                logprobs_mode="raw_logprobs",
+                tensor_parallel_size=rubric.tensor_parallel,
+                max_model_len=rubric.max_prompt_tokens + LABEL_TOKENS,
+                lora_rank=0,
+            )
+            model = resolve_model(rubric.model)
+            # One that dies is started again by Ray: it holds no weights that are not the model's own.
+            self._graders = [
+                self.generator(model, settings, seat, max_restarts=GRADER_RESTARTS) for seat in self.placement.graders
+            ]
+        return self._graders
 
     def weights_path(self, version: int) -> str:
         """Where the weights of a version are published: in shared memory where the host has it.

@@ -20,17 +20,18 @@ from judges.preference import PreferenceJudge
 from posttrain import data
 from posttrain.cluster import Cluster, GeneratorPool, run
 from posttrain.config import Config, resolve_model
+from posttrain.evaluate import score_completions
 from posttrain.pairs import PreferencePair, Sampled, mine, preferred
 from posttrain.placement import ROLES
 from posttrain.progress import bar, say
-from posttrain.reward import scorer_of
+from posttrain.reward import judged_at_once, scorer_of
 from posttrain.rl_state import shards
 from posttrain.rundir import RunDir
 from rollouts.errors import ConfigError, DataError
 from rollouts.generator import Request
 from rollouts.recorder import read_shards, write_rows
 from rollouts.renderer import Renderer
-from rollouts.types import Prompt, Rollout, Sampling
+from rollouts.types import Prompt, Rollout, Sampling, Scorer
 
 NEWEST_SHARDS = 2
 """Shards in which the last rollouts are looked for."""
@@ -104,7 +105,8 @@ def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
     fresh: list[Sampled] = []
     if config.dpo.fresh_prompts:
         with Cluster.of(config, ROLES["dpo"]) as cluster:
-            fresh = run(_fresh(config, renderer, cluster.pool(model), prompts))
+            scorer = scorer_of(config, cluster.graders())
+            fresh = run(_fresh(config, renderer, cluster.pool(model), prompts, scorer))
     recorded = _recorded(rundir, {prompt.prompt_id: prompt for prompt in prompts}, data.instructions(config))
     pairs: list[PreferencePair] = []
     for samples in (fresh, recorded):
@@ -170,7 +172,9 @@ def _recorded(rundir: RunDir, prompts: dict[str, Prompt], pools: InstructionPool
     ]  # fmt: skip
 
 
-async def _fresh(config: Config, renderer: Renderer, pool: GeneratorPool, prompts: list[Prompt]) -> list[Sampled]:
+async def _fresh(
+    config: Config, renderer: Renderer, pool: GeneratorPool, prompts: list[Prompt], scorer: Scorer
+) -> list[Sampled]:
     """Judged samples of the first `dpo.fresh_prompts` prompts, with words left out of their instructions."""
     rng = random.Random(config.seed)
     pools = data.instructions(config)
@@ -181,21 +185,14 @@ async def _fresh(config: Config, renderer: Renderer, pool: GeneratorPool, prompt
         max_tokens=config.rl.sampling.max_tokens,
         stop=tuple(config.rl.sampling.stop),
     )
-    scorer = scorer_of(config)
-    samples = []
-    with bar("dpo: fresh samples", len(chosen), "prompt") as progress:
-        requests = [
-            Request(
-                renderer.prompt_tokens(prompt.messages), sampling, config.dpo.samples_per_prompt, config.seed + index
-            )
-            for index, prompt in enumerate(chosen)
-        ]
-        for prompt, rollouts in zip(chosen, await pool.generate(requests), strict=True):
-            for rollout, score in zip(rollouts, scorer(prompt, rollouts), strict=True):
-                rollout.outcome = score.outcome
-                samples.append(Sampled(prompt, rollout))
-            progress.advance()
-    return samples
+    requests = [
+        Request(renderer.prompt_tokens(prompt.messages), sampling, config.dpo.samples_per_prompt, config.seed + index)
+        for index, prompt in enumerate(chosen)
+    ]
+    say(f"dpo: {config.dpo.samples_per_prompt} fresh samples of each of {len(chosen)} prompts")
+    completions = await pool.generate(requests)
+    judged = await asyncio.to_thread(score_completions, scorer, chosen, completions, judged_at_once(config))
+    return [Sampled(chosen[index], rollout) for index in judged for rollout in completions[index]]
 
 
 def _write(path: Path, pairs: list[PreferencePair]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +14,9 @@ from judges.corner_cases import KINDS, corner_cases
 from posttrain import data
 from posttrain.cluster import GeneratorPool
 from posttrain.config import Config
+from posttrain.progress import say
+from posttrain.reward import judged_at_once
+from rollouts.errors import JudgeError
 from rollouts.generator import Request
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, Sampling, Scorer
@@ -59,7 +63,10 @@ class Report:
     corner_cases: dict[str, float]
     corner_case_counts: dict[str, int]
     mean_tokens: float
-    by_prompt: dict[str, tuple[float, float]]  # prompt id -> share of its samples that solve, that show a corner case
+    reward_by_capability: dict[str, float]
+    tokens_by_capability: dict[str, float]
+    by_prompt: dict[str, tuple[float, float, float]]
+    """Prompt id → share of its samples that solve, share that shows a corner case, mean reward."""
 
     def as_json(self) -> dict[str, Any]:
         """For `summary.json` and `posttrain eval`; `pass@1` and `pass@k` under the names that people use."""
@@ -75,7 +82,7 @@ def change(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any
     """
     pairs = [(was, after["by_prompt"][name]) for name, was in before["by_prompt"].items() if name in after["by_prompt"]]
     changes = {}
-    for index, what in enumerate(("pass@1", "corner_cases")):
+    for index, what in enumerate(("pass@1", "corner_cases", "reward")):
         mean, interval = mean_and_interval([now[index] - was[index] for was, now in pairs])
         changes[what] = {"mean": mean, "ci95": interval}
     return changes
@@ -110,7 +117,7 @@ async def evaluate(
     samples = settings.samples if samples is None else samples
     sampling = Sampling(max_tokens=settings.max_tokens, stop=tuple(config.rl.sampling.stop))
 
-    async def at(temperature: float) -> list[list[Rollout]]:
+    async def at(temperature: float) -> dict[int, list[Rollout]]:
         n = samples if temperature == 1.0 else 1 if temperature == 0 else settings.samples_other
         requests = [
             Request(
@@ -123,23 +130,45 @@ async def evaluate(
             for index, prompt in enumerate(prompts)
         ]
         completions = await pool.generate(requests, actors)
-        await asyncio.to_thread(score_completions, scorer, prompts, completions)
+        judged = await asyncio.to_thread(score_completions, scorer, prompts, completions, judged_at_once(config))
         advance(n * len(prompts))
-        return completions
+        return {index: completions[index] for index in judged}
 
     # All at once: a fuller batch is faster, and one temperature is verified while another is generated.
     found = dict(zip(temperatures, await asyncio.gather(*map(at, temperatures)), strict=True))
     by_temperature = {
-        f"{temperature:g}": sum(map(_rate, completions)) / len(prompts) for temperature, completions in found.items()
+        f"{temperature:g}": sum(map(_rate, judged.values())) / len(judged) for temperature, judged in found.items()
     }
-    return _report(prompts, found[1.0], by_temperature, [k for k in settings.pass_k if k <= samples])
+    at_one = [prompts[index] for index in found[1.0]], list(found[1.0].values())
+    return _report(*at_one, by_temperature, [k for k in settings.pass_k if k <= samples])
 
 
-def score_completions(scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Sequence[Rollout]]) -> None:
-    """Writes reward, outcome and reason into the completions of each prompt."""
-    for prompt, rollouts in zip(prompts, completions, strict=True):
-        for rollout, score in zip(rollouts, scorer(prompt, rollouts), strict=True):
-            rollout.reward, rollout.outcome, rollout.reason = score.reward, score.outcome, score.reason
+def score_completions(
+    scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Sequence[Rollout]], at_once: int = 1
+) -> list[int]:
+    """Writes reward, outcome and reason into the completions of each prompt; of `at_once` prompts at a time.
+
+    Returns:
+        The indices of the prompts, without those whose completions could not be judged.
+
+    Raises:
+        JudgeError: none could.
+    """
+    judged, failure = [], None
+    with ThreadPoolExecutor(at_once) as threads:
+        scoring = [threads.submit(scorer, *each) for each in zip(prompts, completions, strict=True)]
+        for index, (rollouts, scores) in enumerate(zip(completions, scoring, strict=True)):
+            try:
+                for rollout, score in zip(rollouts, scores.result(), strict=True):
+                    rollout.reward, rollout.outcome, rollout.reason = score.reward, score.outcome, score.reason
+                judged.append(index)
+            except JudgeError as error:
+                failure = error
+    if failure is not None:
+        if not judged:
+            raise failure
+        say(f"{len(prompts) - len(judged)} of {len(prompts)} prompts are left out, not judged; the last: {failure}")
+    return judged
 
 
 def _rate(rollouts: Sequence[Rollout]) -> float:
@@ -164,21 +193,26 @@ def _report(
     solved = [sum(rollout.outcome for rollout in rollouts) for rollouts in completions]
     counts: Counter[str] = Counter()
     by_prompt = {}
-    for prompt, rollouts, rate in zip(prompts, completions, rates, strict=True):
+    rewards = [sum(rollout.reward for rollout in rollouts) / samples for rollouts in completions]
+    for prompt, rollouts, rate, reward in zip(prompts, completions, rates, rewards, strict=True):
         cases = [corner_cases(prompt, rollout) for rollout in rollouts]
         for kinds in cases:
             counts.update(kinds)
             counts["any"] += bool(kinds)
-        by_prompt[prompt.prompt_id] = (rate, sum(map(bool, cases)) / samples)
+        by_prompt[prompt.prompt_id] = (rate, sum(map(bool, cases)) / samples, reward)
     total = samples * len(prompts)
 
-    def split(key: Callable[[Prompt], object]) -> dict[str, float]:
+    def split(key: Callable[[Prompt], object], values: Sequence[float] = rates) -> dict[str, float]:
         parts: dict[str, list[float]] = defaultdict(list)
-        for prompt, rate in zip(prompts, rates, strict=True):
+        for prompt, value in zip(prompts, values, strict=True):
             if key(prompt) is not None:
-                parts[str(key(prompt))].append(rate)
+                parts[str(key(prompt))].append(value)
         return {name: sum(part) / len(part) for name, part in sorted(parts.items())}
 
+    def capability(prompt: Prompt) -> str:
+        return prompt.capability
+
+    tokens = [sum(len(rollout.token_ids) for rollout in rollouts) / samples for rollouts in completions]
     return Report(
         prompts=len(prompts),
         samples=samples,
@@ -188,12 +222,14 @@ def _report(
         by_temperature=dict(by_temperature),
         greedy=by_temperature.get("0"),
         best=max(by_temperature.values()),
-        by_capability=split(lambda prompt: prompt.capability),
+        by_capability=split(capability),
         by_difficulty=split(lambda prompt: prompt.difficulty),
         by_instruction=split(lambda prompt: prompt.instruction),
         by_instruction_use=split(_instruction_use),
         corner_cases={kind: counts[kind] / total for kind in (*KINDS, "any")},
         corner_case_counts={kind: counts[kind] for kind in (*KINDS, "any")},
-        mean_tokens=sum(len(rollout.token_ids) for rollouts in completions for rollout in rollouts) / total,
+        mean_tokens=sum(tokens) / len(prompts),
+        reward_by_capability=split(capability, rewards),
+        tokens_by_capability=split(capability, tokens),
         by_prompt=by_prompt,
     )

@@ -26,7 +26,7 @@ from posttrain.config import Config, resolve_model
 from posttrain.evaluate import pass_at_k, score_completions
 from posttrain.placement import ROLES
 from posttrain.progress import bar, console, say
-from posttrain.reward import scorer_of
+from posttrain.reward import judged_at_once, scorer_of
 from posttrain.rundir import RunDir, check_model
 from rollouts.dotted import load_dotted
 from rollouts.errors import ConfigError, DataError
@@ -120,7 +120,7 @@ def scan(
         raise ConfigError(f"{path}: no such directory {path.parent}; make it first")
     if config.environment is not None:
         load_dotted(config.environment, "environment")
-    scorer = scorer_of(config)
+    scorer_of(config)  # so that a wrong name is told before anything is started
     model = resolve_model(checkpoint) if checkpoint else _newest(config, rundir)
     check_model(model)
     model = whole_model(model)
@@ -134,6 +134,7 @@ def scan(
         Cluster.of(config, ROLES["passk"]) as cluster,
         bar("passk", len(prompts) * samples, "sample") as progress,
     ):
+        scorer = scorer_of(config, cluster.graders())
         solved = run(count_solved(cluster.pool(model), renderer, prompts, scorer, config, samples, progress.advance))
     rows = [
         Scanned(
@@ -147,6 +148,7 @@ def scan(
             question_id(prompt.messages),
         )
         for prompt, count in zip(prompts, solved, strict=True)
+        if count is not None
     ]
     write_rows(path, [row.as_row() for row in rows])
     say(f"{samples} samples of each prompt, by {model}")
@@ -169,9 +171,12 @@ async def count_solved(
     config: Config,
     samples: int,
     advance: Callable[[int], object] = int,
-) -> list[int]:
-    """How many samples of each prompt are solved by the weights that the engines hold; `advance` is told of samples."""
-    solved = [0] * len(prompts)
+) -> list[int | None]:
+    """How many samples of each prompt are solved by the weights that the engines hold; None: they were not judged.
+
+    `advance` is told of samples.
+    """
+    solved: list[int | None] = [None] * len(prompts)
     sampling, size = config.rl.sampling.sampling(), CHUNK * len(pool.actors)
     starts = iter(range(0, len(prompts), size))
 
@@ -189,9 +194,9 @@ async def count_solved(
                 for index, prompt in enumerate(part, start)
             ]
             completions = await pool.generate(requests)
-            await asyncio.to_thread(score_completions, scorer, part, completions)
-            for index, rollouts in enumerate(completions, start):
-                solved[index] = sum(rollout.outcome for rollout in rollouts)
+            judged = await asyncio.to_thread(score_completions, scorer, part, completions, judged_at_once(config))
+            for index in judged:
+                solved[start + index] = sum(rollout.outcome for rollout in completions[index])
             advance(samples * len(part))
 
     await asyncio.gather(*(work() for _ in range(CHUNKS_UNDER_WAY)))

@@ -88,6 +88,8 @@ def _check(config: Config) -> None:
     check_model(base)
     if config.prune.enabled and config.judge.endpoint is None:
         check_model(resolve_model(config.judge.model))
+    if config.rubric is not None and config.rubric.model is not None:
+        check_model(resolve_model(config.rubric.model))
     data.demonstrations(config)
     renderer = Renderer(base)
     for what, max_tokens in (("prompts", config.rl.sampling.max_tokens), ("heldout", config.eval.max_tokens)):
@@ -135,7 +137,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str) -> Report:
     checkpoint = whole_model(checkpoint)
     renderer = Renderer(checkpoint)
     prompts = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say)
-    scorer = scorer_of(config)
+    scorer_of(config)  # so that a wrong name is told before anything is started
     settings = config.eval
     each = {1.0: settings.samples} | {
         temperature: 1 if temperature == 0 else settings.samples_other
@@ -143,7 +145,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str) -> Report:
         if temperature != 1.0
     }
     with Cluster.of(config, ROLES["eval"]) as cluster:
-        pool = cluster.pool(checkpoint)
+        pool, scorer = cluster.pool(checkpoint), scorer_of(config, cluster.graders())
         with bar("eval", len(prompts) * sum(each.values()), "sample") as progress:
             report: Report = run(evaluate(pool, renderer, prompts, scorer, config, advance=progress.advance))
     return report
@@ -163,6 +165,11 @@ def print_report(name: str, report: Report) -> None:
     for title, parts in splits.items():
         if parts:
             say(f"  by {title}: " + "  ".join(f"{part} {value:.3f}" for part, value in parts.items()))
+    graded = report.reward_by_capability
+    if graded != report.by_capability:
+        lengths = report.tokens_by_capability
+        shown = "  ".join(f"{name} {reward:.3f} ({lengths[name]:.0f} tokens)" for name, reward in graded.items())
+        say(f"  reward by capability: {shown}")
     say("  corner cases: " + "  ".join(f"{kind} {rate:.2%}" for kind, rate in report.corner_cases.items()))
 
 
@@ -208,7 +215,10 @@ def _print_summary(reports: dict[str, dict[str, Any]], seconds: float) -> None:
     console.print(table)
     for before, after in itertools.pairwise(reports):
         parts = []
-        for what, found in reports[after][f"change_from_{before}"].items():
+        changes = reports[after][f"change_from_{before}"]
+        for what, found in changes.items():
+            if what == "reward" and found == changes["pass@1"]:
+                continue  # nothing but the outcome
             low, high = found["ci95"]
             parts.append(f"{what.replace('_', ' ')} {found['mean']:+.3f} ({low:+.3f} to {high:+.3f})")
         say(f"{before} -> {after}: " + "  ".join(parts))

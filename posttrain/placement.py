@@ -14,16 +14,16 @@ from typing import Literal, Self
 
 from posttrain.config import Config
 
-Role = Literal["trainer rank", "engine", "judge"]
+Role = Literal["trainer rank", "engine", "judge", "grader"]
 Roles = tuple[Role, ...]
 
 ROLES: dict[str, Roles] = {
-    "run": ("trainer rank", "engine", "judge"),
+    "run": ("trainer rank", "engine", "judge", "grader"),
     "prune": ("judge",),
-    "rl": ("trainer rank", "engine"),
-    "dpo": ("engine",),
-    "eval": ("engine",),
-    "passk": ("engine",),
+    "rl": ("trainer rank", "engine", "grader"),
+    "dpo": ("engine", "grader"),
+    "eval": ("engine", "grader"),
+    "passk": ("engine", "grader"),
 }
 """What each command starts on GPUs through Ray."""
 
@@ -54,6 +54,8 @@ class Placement:
     """Of each engine of the pool."""
     judge: tuple[Seat, ...]
     """Of each of the judge's engines, which sit there before all others start."""
+    graders: tuple[Seat, ...] = ()
+    """Of each engine of the rubric's model."""
 
     @classmethod
     def of(cls, config: Config, roles: Roles) -> Self:
@@ -70,10 +72,13 @@ class Placement:
         ranks = config.trainer.ranks if "trainer rank" in roles else 0
         trainer = tuple(bundles.seat(config.trainer.gpus, apart=True) for _ in range(ranks))
         pool = tuple(bundles.seat(engines.gpus_each) for _ in range(engines.count if "engine" in roles else 0))
+        rubric = config.rubric if "grader" in roles else None
+        count = rubric.count if rubric and rubric.model else 0
+        graders = tuple(bundles.seat(rubric.tensor_parallel) for _ in range(count)) if rubric else ()
         bundles.vacate()
         each = min(engines.gpus_each, 1) if width == 1 else width
         seats = tuple(bundles.seat(each) for _ in range(judges))
-        return cls(tuple(bundles.sizes), trainer, pool, seats)
+        return cls(tuple(bundles.sizes), trainer, pool, seats, graders)
 
     @property
     def gpus(self) -> int:
@@ -83,7 +88,7 @@ class Placement:
     def seats(self) -> Iterator[tuple[Role, int, Seat]]:
         """Every actor: its role, its number in it, its seat."""
         roles: dict[Role, tuple[Seat, ...]] = {
-            "trainer rank": self.trainer, "engine": self.engines, "judge": self.judge,
+            "trainer rank": self.trainer, "engine": self.engines, "grader": self.graders, "judge": self.judge,
         }  # fmt: skip
         for role, seats in roles.items():
             for index, seat in enumerate(seats):
@@ -91,7 +96,10 @@ class Placement:
 
     def asked(self) -> str:
         """What is asked for. Example: `trainer.ranks=1 with 1 GPU each, generators.count=2 with 1 GPU each: 3 GPUs`."""
-        names = {"trainer.ranks": self.trainer, "generators.count": self.engines, "judge.count": self.judge}
+        names = {
+            "trainer.ranks": self.trainer, "generators.count": self.engines, "rubric.count": self.graders,
+            "judge.count": self.judge,
+        }  # fmt: skip
         parts = [f"{name}={len(seats)} with {_gpus(seats[0].gpus)} each" for name, seats in names.items() if seats]
         return f"{', '.join(parts)}: {_gpus(self.gpus)}"
 
@@ -104,11 +112,11 @@ class Placement:
         ]
 
     def shares(self) -> list[tuple[int, int]]:
-        """How many ranks and how many engines are on each GPU, bundle by bundle; the judge's left out."""
+        """How many ranks and how many engines are on each GPU, bundle by bundle; judge and graders left out."""
         places = [[0, 0] for _ in range(self.gpus)]
         taken = [0.0] * len(self.bundles)
         for role, _, seat in self.seats():
-            if role == "judge":
+            if role in ("judge", "grader"):
                 continue
             first = sum(self.bundles[: seat.bundle]) + int(taken[seat.bundle] + ROUNDING)
             taken[seat.bundle] += seat.gpus

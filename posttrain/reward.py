@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from judges.endpoint import Endpoint, check_address
-from judges.rubric import TEMPLATE, Criterion, Rubric, graded
+from judges.endpoint import Endpoint, Grade, check_address, endpoint_grades
+from judges.llm import MET, LLMJudge
+from judges.rubric import MET_TEMPLATE, TEMPLATE, Criterion, Grades, Rubric, graded
 from judges.scorer import load_scorer
-from posttrain.config import Config, CriterionConfig, RubricConfig
-from rollouts.errors import ConfigError
-from rollouts.types import Prompt, Rollout, Score, Scorer
+from posttrain.cluster import answer
+from posttrain.config import Config, CriterionConfig, resolve_data, resolve_model
+from rollouts.errors import ConfigError, EngineError, JudgeError
+from rollouts.generator import Request
+from rollouts.renderer import Renderer
+from rollouts.types import Message, Prompt, Rollout, Score, Scorer
+
+JUDGED_AT_ONCE = 32
+"""Groups that are judged at once where a model is asked, which takes time but no work."""
 
 
-def scorer_of(config: Config) -> Scorer:
+def scorer_of(config: Config, graders: Sequence[Any] = ()) -> Scorer:
     """The scorer.
+
+    Args:
+        config: of the run.
+        graders: the engines of `rubric.model`, where it has one; without them nothing can be graded.
 
     Raises:
         UserError: no such verifier, function or template.
@@ -24,34 +38,75 @@ def scorer_of(config: Config) -> Scorer:
         return load_scorer(config.reward)
     rubric = config.rubric
     criteria = [
-        Criterion(name, criterion.weight, _scorer(name, criterion, rubric))
+        Criterion(name, criterion.weight, _scorer(config, name, criterion, graders))
         for name, criterion in rubric.criteria.items()
     ]
-    return Rubric(criteria, rubric.outcome, rubric.threshold)
+    found = Rubric(criteria, rubric.outcome, rubric.threshold)
+    if rubric.capabilities is None:
+        return found
+    capabilities, others = set(rubric.capabilities), _one_at_a_time(load_scorer(config.reward))
+
+    def score(prompt: Prompt, completions: Sequence[Rollout]) -> list[Score]:
+        return (found if prompt.capability in capabilities else others)(prompt, completions)
+
+    return score
 
 
-def asks_a_model(config: Config) -> bool:
-    """Whether scoring waits for a model's answers."""
-    return config.rubric is not None and any(each.judge is not None for each in config.rubric.criteria.values())
+def judged_at_once(config: Config) -> int:
+    """How many groups may be scored at once: more than one where scoring waits for a model's answers."""
+    asks = config.rubric is not None and any(each.judge is not None for each in config.rubric.criteria.values())
+    return JUDGED_AT_ONCE if asks else 1
 
 
-def _scorer(name: str, criterion: CriterionConfig, rubric: RubricConfig) -> Scorer:
+def _scorer(config: Config, name: str, criterion: CriterionConfig, graders: Sequence[Any]) -> Scorer:
+    rubric = config.rubric
+    assert rubric is not None
     if criterion.judge is None:
         assert criterion.reward is not None
         return _one_at_a_time(load_scorer(criterion.reward))
-    assert rubric.endpoint is not None
-    check_address(rubric.endpoint.base_url)
-    template = TEMPLATE
+    template = TEMPLATE if rubric.endpoint else MET_TEMPLATE
     if criterion.template is not None:
+        key, path = f"rubric.criteria.{name}.template", Path(resolve_data(criterion.template)).expanduser()
         try:
-            template = Path(criterion.template).expanduser().read_text().rstrip("\n")
+            template = path.read_text().rstrip("\n")
         except OSError as error:
-            key = f"rubric.criteria.{name}.template"
             raise ConfigError(f"{key}: {criterion.template}: {error.strerror or error}") from None
-    endpoint = Endpoint(**rubric.endpoint.model_dump())
-    return graded(
-        endpoint, template.replace("{criterion}", criterion.judge), criterion.pass_grade, rubric.length_penalty
-    )
+        for place in ("{prompt}", "{response}"):
+            if place not in template:
+                raise ConfigError(f"{key}: {criterion.template}: has no {place}")
+    template = template.replace("{criterion}", criterion.judge)
+    if rubric.endpoint is not None:
+        check_address(rubric.endpoint.base_url)
+        grades = endpoint_grades(Endpoint(**rubric.endpoint.model_dump()), template)
+    else:
+        grades = _engine_grades(config, template, graders)
+    return graded(grades, criterion.pass_grade, rubric.length_penalty)
+
+
+def _engine_grades(config: Config, template: str, graders: Sequence[Any]) -> Grades:
+    """Grades by engines in turn; the grade is the probability of yes."""
+    rubric, limits, turns = config.rubric, config.generators, itertools.count()
+    assert rubric is not None
+    assert rubric.model is not None
+    model = resolve_model(rubric.model)
+    renderer = Renderer(model)
+
+    def grades(conversations: Sequence[Sequence[Message]]) -> list[Grade]:
+        engine = graders[next(turns) % len(graders)]
+
+        async def generate(requests: Sequence[Request]) -> list[list[Rollout]]:
+            await answer(engine.ready.remote(), limits.start_timeout, "the grading model to start")
+            found = answer(engine.generate_all.remote(requests), limits.request_timeout, "the grading model")
+            result: list[list[Rollout]] = await found
+            return result
+
+        judge = LLMJudge(model, renderer, generate, template, rubric.max_prompt_tokens, MET)
+        try:
+            return [verdict.score for verdict in asyncio.run(judge.judge(conversations))]
+        except EngineError as error:
+            raise JudgeError(f"rubric.model={rubric.model}: {error}") from error
+
+    return grades
 
 
 def _one_at_a_time(scorer: Scorer) -> Scorer:

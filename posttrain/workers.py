@@ -21,7 +21,7 @@ from posttrain import data
 from posttrain.balance import Balancer
 from posttrain.cluster import Cluster, GeneratorPool, answer, result_of
 from posttrain.parity import Difference
-from posttrain.reward import asks_a_model, scorer_of
+from posttrain.reward import judged_at_once, scorer_of
 from posttrain.sender import Sent
 from posttrain.slots import Draw, Judged
 from posttrain.step_metrics import StepMetrics
@@ -35,8 +35,6 @@ from rollouts.renderer import Renderer
 from rollouts.types import Prompt, RolloutGroup
 
 JUDGE_TRIES = 3
-JUDGED_AT_ONCE = 32
-"""Groups that the verifier judges at once where a model is asked, which takes time but no work."""
 GENERATE_TRIES = 3
 DRIFT_SAMPLES, DRIFT_TOKENS = 4, 64
 """Completions of each prompt, and their largest length, by which engines and trainer are compared."""
@@ -72,9 +70,9 @@ class RayWorkers:
         self.sent: Sent | None = None  # in the last update
         self.trainer = TrainerRanks(cluster, model, reference)
         self._use("shm")
-        at_once = JUDGED_AT_ONCE if asks_a_model(self.config) else 1
-        load = partial(scorer_of, self.config)
-        self.verifier = cluster.actor(Verifier, load, sys.path, max_concurrency=at_once)
+        self.graders = cluster.graders()
+        load = partial(scorer_of, self.config, self.graders)
+        self.verifier = cluster.actor(Verifier, load, sys.path, max_concurrency=judged_at_once(self.config))
 
     @property
     def has_spare_engines(self) -> bool:
@@ -90,6 +88,8 @@ class RayWorkers:
         """Waits until trainer and verifier have started."""
         timeout = self.config.generators.start_timeout
         await answer(self.verifier.ready.remote(), timeout, "the verifier to start")
+        for grader in self.graders:
+            await answer(grader.ready.remote(), timeout, "the grading model to start")
         await self.trainer.ready(timeout)
         wanted, lora = self.config.generators.weight_transfer, self.config.lora is not None
         engines = (answer(actor.gpus.remote(), timeout, "an engine's devices") for actor in self._rolling)

@@ -20,13 +20,14 @@ from rollouts.errors import ConfigError
 
 Key = tuple[str, ...]
 
-TINY_MODELS = {"tiny:base": "base", "tiny:judge": "judge"}
+TINY_MODELS = {"tiny:base": "base", "tiny:judge": "judge", "tiny:chat-judge": "chat-judge"}
 TINY_DATA = {
     "tiny:sft": "sft.jsonl",
     "tiny:rl": "rl.jsonl",
     "tiny:heldout": "heldout.jsonl",
     "tiny:instructions": "instructions.jsonl",
     "tiny:judge-template": "judge/template.txt",
+    "tiny:chat-template": "chat-judge/template.txt",
 }
 
 
@@ -132,7 +133,10 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> Config:
         details = error.errors(include_url=False)
         unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
         raise ConfigError(_one_line(tree, (unknown or details)[0])) from None
-    for key, model in ((("model",), config.model), (("judge", "model"), config.judge.model)):
+    models = [(("model",), config.model), (("judge", "model"), config.judge.model)]
+    if config.rubric is not None and config.rubric.model is not None:
+        models.append((("rubric", "model"), config.rubric.model))
+    for key, model in models:
         try:
             _check_directory(model)
         except ConfigError as error:

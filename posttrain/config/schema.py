@@ -296,10 +296,11 @@ class CriterionConfig(Section):
     reward: str | None = None
     """A built-in verifier, or a function of your own, as under the top-level `reward`."""
     judge: str | None = None
-    """What a model is asked to grade from 0 to 10, such as `The answer is polite.`"""
+    """What a model is asked about an answer, such as `The answer is polite.`: an endpoint's grades it from 0 to 10, the
+    grade of `rubric.model` is the probability with which it says yes."""
     template: str | None = None
-    """A text file with the question to that model, with `{criterion}`, `{prompt}` and `{response}`. null: the built-in
-    one."""
+    """A text file with the question to that model, with `{criterion}`, `{prompt}` and `{response}`, or
+    `tiny:chat-template`. null: the built-in one."""
     weight: float = Field(default=1.0, gt=0)
     """In the reward, relative to the other criteria."""
     pass_grade: float = Field(default=0.7, ge=0, le=1)
@@ -315,6 +316,9 @@ class CriterionConfig(Section):
 class RubricConfig(Section):
     """A reward of several criteria, in the place of the top-level `reward`."""
 
+    capabilities: list[str] | None = None
+    """Whose prompts have it; the others keep `reward`. null: all."""
+
     criteria: dict[str, CriterionConfig] = Field(min_length=1)
     """By their names, under which they appear in a rollout's `breakdown`."""
     outcome: str | None = None
@@ -322,7 +326,15 @@ class RubricConfig(Section):
     threshold: float = Field(default=0.5, ge=0, le=1)
     """Reward, from 0 to 1, from which on a rollout is solved where `outcome` names no criterion."""
     endpoint: EndpointConfig | None = None
-    """The model that grades."""
+    """The model that grades, behind an address."""
+    model: str | None = None
+    """The model that grades, on engines of the run's own: a directory, hub name or `tiny:chat-judge`."""
+    count: int = Field(default=1, ge=1)
+    """Engines of `model`, beside those of the pool."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs of each of them."""
+    max_prompt_tokens: int = Field(default=4096, ge=1)
+    """Longest prompt that `model` reads, in tokens; longer answers are cut."""
     length_penalty: float = Field(default=0.1, ge=0)
     """Taken off a grade for each doubling of an answer's length beyond the median of its group, since judges favour
     long answers."""
@@ -331,8 +343,11 @@ class RubricConfig(Section):
     def _complete(self) -> Self:
         if self.outcome is not None and self.outcome not in self.criteria:
             raise conflict("outcome", self.outcome, f"expected one of the criteria: {', '.join(self.criteria)}")
-        if self.endpoint is None and any(each.judge is not None for each in self.criteria.values()):
-            raise conflict("endpoint", None, "needed by a criterion with `judge`")
+        asks = any(each.judge is not None for each in self.criteria.values())
+        if asks and self.endpoint is None and self.model is None:
+            raise conflict("endpoint", None, "needed by a criterion with `judge`, or `model`")
+        if self.endpoint is not None and self.model is not None:
+            raise conflict("model", self.model, "expected either `endpoint` or `model`")
         return self
 
 

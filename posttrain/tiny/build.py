@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from judges.scorer import load_scorer
 from posttrain.progress import say
-from posttrain.tiny import data
+from posttrain.tiny import chat, data
 from posttrain.tiny.pretrain import Conversation, batches, new_model, train, train_in_parallel
 from posttrain.tiny.tasks import CAPABILITIES, LEVELS
 from posttrain.tiny.tokenizer import train_tokenizer
@@ -34,6 +34,8 @@ JUDGE_PROBLEMS, JUDGE_SAMPLES, JUDGE_EPOCHS = 3000, 8, 8
 JUDGE_LEARNING_RATE, JUDGE_BATCH = 1.5e-3, 2048
 EASY_FROM, HARD_TO = 0.6, 0.2
 """A problem that the base model solves at least this often is easy, at most that often hard."""
+CHAT_TOKENS = 5_000_000
+CHAT_TEMPLATE = "Well answered, yes or no?\n{prompt}\n{response}"
 JUDGE_TEMPLATE = "Easy, medium or hard?\n{prompt}\n{response}"
 
 
@@ -56,6 +58,9 @@ def build_world(out: Path, seed: int) -> None:
     say("labelling problems by the base model's own pass rate, and training the judge on them")
     build_judge(out / "judge", out / "base", log, seed, heldout)
     _log(log, step="judge", seconds=round(time.monotonic() - started))
+    say("training the judge of the chat")
+    build_chat_judge(out / "chat-judge", out / "base", log, seed)
+    _log(log, step="chat-judge", seconds=round(time.monotonic() - started))
     say(f"{out}: done after {(time.monotonic() - started) / 60:.0f} minutes")
 
 
@@ -135,6 +140,35 @@ def build_judge(out: Path, base: Path, log: Path, seed: int, heldout: set[str]) 
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "template.txt").write_text(JUDGE_TEMPLATE + "\n")
+
+
+def build_chat_judge(out: Path, base: Path, log: Path, seed: int) -> None:
+    """Trains the judge of the chat: the base model, taught to tell answers that are what was asked for.
+
+    Its labels are what the writers of the answers did; see `chat.py`. It learns to read them as well (loss on all
+    tokens): the base has never seen such words, and from the labels alone it learns their form and not their manner.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.save_pretrained(out)
+    (out / "template.txt").write_text(CHAT_TEMPLATE + "\n")
+    train_in_parallel(RANKS, functools.partial(_train_chat_judge, str(out), str(base), str(log), seed))
+
+
+def _train_chat_judge(out: str, base: str, log: str, seed: int, rank: int) -> None:
+    """One rank; rank 0 writes the model, as bfloat16."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(seed + rank)
+    stream = batches(map(_as_judged, chat.judged(f"{seed}/{rank}")), tokenizer, BASE_BATCH)
+    train(model, stream, CHAT_TOKENS, BASE_LEARNING_RATE, _logger(log, "chat-judge") if rank == 0 else _silent)
+    if rank == 0:
+        model.to(torch.bfloat16).save_pretrained(out)
+
+
+def _as_judged(example: tuple[str, str, bool]) -> Conversation:
+    question, answer, good = example
+    text = CHAT_TEMPLATE.replace("{prompt}", question).replace("{response}", answer)
+    return [{"role": "user", "content": text}, {"role": "assistant", "content": "yes" if good else "no"}]
 
 
 def _epochs(conversations: list[Conversation], rng: random.Random) -> Iterator[Conversation]:

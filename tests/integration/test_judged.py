@@ -5,10 +5,15 @@ import re
 import zlib
 from pathlib import Path
 
+import pytest
+import torch
 from pyarrow.parquet import read_table
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.audit import audit
+from posttrain.config import resolve_model
 from tests.integration.commands import SMALL, posttrain
+from tests.integration.reference import logprobs_of
 from tests.judges.server import Server, completion, serving
 
 LABELS = [json.dumps({"label": label}) for label in ("easy", "medium", "hard")]
@@ -68,3 +73,35 @@ def test_a_judge_that_is_not_there_ends_pruning_with_one_line(tmp_path: Path) ->
     ended = posttrain("prune", "tiny", "--run", str(tmp_path / "run"), *words, cwd=tmp_path, code=2)
     assert "4 of 4 demonstrations could not be judged by m" in ended.err
     assert not (tmp_path / "run/sft/kept.parquet").exists()
+
+
+def test_a_judge_on_an_engine_of_the_run_grades_the_chat_alone(tmp_path: Path) -> None:
+    """What it says is the probability of yes under its own weights, recomputed without vLLM."""
+    words = [
+        "rl.steps=1", "rl.checkpoint_every=1", "rl.drift_every=0", "rl.prompts_per_step=4",
+        "rl.quotas={chat: 2, math: 2}",
+        "rl.selection=uniform", "rl.group_size=4", "rl.max_rejected_in_a_row=4", "rubric.length_penalty=0",
+    ]  # fmt: skip
+    posttrain("rl", "tiny-chat", "--run", str(tmp_path / "run"), *words, cwd=tmp_path)
+    rows = [row for shard in (tmp_path / "run/rl/rollouts").iterdir() for row in read_table(shard).to_pylist()]
+    chat = [row for row in rows if row["capability"] == "chat"]
+    assert chat
+    assert {json.dumps(json.loads(row["breakdown"])) for row in rows if row["capability"] == "math"} == {"{}"}
+    directory = resolve_model("tiny:chat-judge")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    judge = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    template = Path(directory, "template.txt").read_text().rstrip("\n")
+    for row in chat[:8]:
+        asked = json.loads(row["messages"])[-1]["content"]
+        user = {"role": "user", "content": template.replace("{prompt}", asked).replace("{response}", row["text"])}
+        logprobs = []
+        for word in ("no", "yes"):
+            turns = [user, {"role": "assistant", "content": word}]
+            prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, return_dict=True)["input_ids"]
+            whole = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
+            sequence = {"prompt_token_ids": prompt, "token_ids": whole[len(prompt) :]}
+            with torch.no_grad():
+                logprobs.append(logprobs_of(judge, sequence, 1.0).sum())
+        yes = torch.stack(logprobs).softmax(0)[1].item()
+        assert json.loads(row["breakdown"])["manner"] == pytest.approx(yes, abs=1e-3)
+        assert row["outcome"] == (row["reward"] >= 0.75 and row["finish_reason"] == "stop")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from judges.llm import TEMPLATE, LLMJudge, filled
+from judges.llm import MET, TEMPLATE, LLMJudge, filled
 from rollouts.errors import JudgeError
 from rollouts.generator import Request
 from rollouts.types import Rollout
@@ -68,6 +68,16 @@ async def test_a_label_has_the_probability_of_its_whole_sequence() -> None:
     assert verdict.label == "medium"  # though `easy` has the likeliest first token
     assert verdict.score == pytest.approx(medium / 2 + hard)
     assert verdict.judge == "j"
+
+
+async def test_other_labels_have_values_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SPELLINGS, "no", [7])
+    monkeypatch.setitem(SPELLINGS, "yes", [8, 2])
+    monkeypatch.setitem(LOGPROBS, "no", [math.log(0.1)])
+    monkeypatch.setitem(LOGPROBS, "yes", [math.log(0.6), math.log(0.5)])
+    judge = LLMJudge("j", Letters(), Engine(), "{prompt}|{response}", 1000, MET)
+    (verdict,) = await judge.judge([conversation("2+2", "4")])
+    assert (verdict.label, verdict.score) == ("yes", pytest.approx(0.75))
 
 
 async def test_each_demonstration_is_scored_once_with_each_label_in_order() -> None:

@@ -1,14 +1,15 @@
 """A reward of several criteria: the outcome apart from the reward, grades by a model, and what its failure is."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
-from judges.endpoint import Endpoint
+from judges.endpoint import Endpoint, endpoint_grades
 from judges.rubric import TEMPLATE, Criterion, Rubric, graded
 from judges.scorer import load_scorer
 from posttrain.config import Config
-from posttrain.reward import asks_a_model, scorer_of
+from posttrain.reward import judged_at_once, scorer_of
 from rollouts.errors import ConfigError, JudgeError
 from rollouts.types import Prompt, Rollout, Score
 from tests.judges.server import Server, completion, serving
@@ -50,7 +51,9 @@ def test_without_one_the_reward_decides_and_a_truncated_rollout_is_unsolved() ->
 
 def test_a_model_grades_and_length_beyond_the_groups_costs(server: Server) -> None:
     server.scripts = {"polite": lambda text: (200, completion('{"grade": 9}' if "please" in text else '{"grade": 2}'))}
-    scorer = graded(Endpoint(server.url, "m"), TEMPLATE.replace("{criterion}", "It is polite."), 0.7, 0.1)
+    scorer = graded(
+        endpoint_grades(Endpoint(server.url, "m"), TEMPLATE.replace("{criterion}", "It is polite.")), 0.7, 0.1
+    )
     group = [rollout("please", 10), rollout("no", 10), rollout("please " * 4, 40), rollout("please", 5)]
     scores = scorer(PROMPT, group)
     assert [score.reward for score in scores] == pytest.approx([0.9, 0.2, 0.7, 0.9])
@@ -63,7 +66,7 @@ def test_a_model_grades_and_length_beyond_the_groups_costs(server: Server) -> No
 
 def test_a_models_failure_is_no_score(server: Server) -> None:
     server.scripts = {"bad": [(500, "{}")], "good": [(200, completion("5"))]}
-    scorer = graded(Endpoint(server.url, "m", retries=0), "{response}", 0.5, 0.0)
+    scorer = graded(endpoint_grades(Endpoint(server.url, "m", retries=0), "{response}"), 0.5, 0.0)
     with pytest.raises(JudgeError, match="1 of 2 answers could not be graded: InternalServerError"):
         Rubric([Criterion("graded", 1.0, scorer)], None, 0.5)(PROMPT, [rollout("good"), rollout("bad")])
 
@@ -78,13 +81,22 @@ def test_a_configured_rubric(server: Server) -> None:
             "endpoint": {"base_url": server.url, "model": "m"},
         },
     })  # fmt: skip
-    assert asks_a_model(config)
+    assert judged_at_once(config) > 1
     right, wrong = scorer_of(config)(PROMPT, [rollout("85"), rollout("1")])
     assert (right.reward, right.outcome, wrong.reward, wrong.outcome) == (1.0, True, 0.25, False)
     missing = config.model_dump()
     missing["rubric"]["criteria"]["brief"]["template"] = "/nowhere.txt"
     with pytest.raises(ConfigError, match=r"rubric.criteria.brief.template: /nowhere.txt: No such file"):
         scorer_of(Config.model_validate(missing))
+
+
+def test_other_capabilities_keep_the_reward() -> None:
+    rubric = {"criteria": {"long": {"reward": "format"}}, "capabilities": ["chat"]}
+    config = Config.model_validate({"model": "tiny:base", "reward": "math", "rubric": rubric})
+    assert judged_at_once(config) == 1
+    chat = replace(PROMPT, capability="chat", answer_format=("<", ">"))
+    assert [score.outcome for score in scorer_of(config)(PROMPT, [rollout("85"), rollout("<85>")])] == [True, True]
+    assert [score.outcome for score in scorer_of(config)(chat, [rollout("85"), rollout("<85>")])] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +106,10 @@ def test_a_configured_rubric(server: Server) -> None:
         ({"criteria": {"a": {}}}, "either `reward` or `judge`"),
         ({"criteria": {"a": {"reward": "math", "judge": "x"}}}, "either `reward` or `judge`"),
         ({"criteria": {"a": {"judge": "x"}}}, "needed by a criterion with `judge`"),
+        (
+            {"criteria": {"a": {"judge": "x"}}, "model": "m", "endpoint": {"base_url": "http://a", "model": "m"}},
+            "either `endpoint` or `model`",
+        ),
         ({"criteria": {"a": {"reward": "math"}}, "outcome": "b"}, "expected one of the criteria: a"),
     ],
 )

@@ -208,7 +208,7 @@ def test_config_does_not_change():
         ("model=./nope", "model: './nope' is no directory; expected a model directory, a hub name or tiny:base"),
         (
             "judge.model=tiny:x",
-            "judge.model: 'tiny:x' is not in the tiny world; expected one of: tiny:base, tiny:judge",
+            "judge.model: 'tiny:x' is not in the tiny world; expected one of: tiny:base, tiny:judge, tiny:chat-judge",
         ),
         ("rl.steps", "expected KEY=VALUE, such as rl.max_staleness=0"),
         ("rl..x=1", "expected KEY=VALUE, such as rl.max_staleness=0"),

@@ -1,0 +1,135 @@
+"""RL with a judge's reward: what it gains on the chat, and what it costs elsewhere.
+
+Preset `tiny-chat`, five seeds of RL from one SFT checkpoint: chat that only `tiny:chat-judge` grades, beside the tiny
+world's verified tasks. Before and after, on held-out prompts: the judge's mean grade of the chat, the length of its
+answers, and pass@1 of the verified capabilities. Beside that, of the chat that was rolled out in the run's last tenth,
+how much the judge took for good, and how much is so by what only the writers of the chat know (`chat.is_good`): what
+lies between them is a judge deceived.
+
+Targets, each by the median over the seeds: the grade rises (the lower end of its 95 % interval, in pairs of prompts, is
+above 0); answers grow by at most 1.2; and of pass@1 elsewhere at most 0.02 is lost (upper end of the 95 % interval, in
+pairs of prompts). `value` is the larger of the two figures over their targets; infinite where the grade does not rise.
+
+Budget: about four minutes a seed on two cores, and three for SFT.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from posttrain import data
+from posttrain.cluster import Cluster
+from posttrain.config import load_config
+from posttrain.evaluate import Report, mean_and_interval
+from posttrain.pipeline import evaluate_checkpoint
+from posttrain.rl_stage import train_rl
+from posttrain.rl_state import shards
+from posttrain.rundir import RunDir
+from posttrain.sft import train_sft
+from posttrain.tiny.chat import CAPABILITY, is_good
+from rollouts.recorder import read_shards
+from rollouts.renderer import Renderer
+from tests.benchmarks.harness import Bench, Measurement, Options, column, source_hash, spread
+
+LENGTH, LOSS = 1.2, 0.02
+
+
+class Runs:
+    """RL runs from one SFT checkpoint."""
+
+    def __init__(self, bench: Bench, overrides: list[str]) -> None:
+        """Trains nothing yet.
+
+        Args:
+            bench: whose folder the runs go to.
+            overrides: of the preset, for every run.
+        """
+        kind = "quick" if bench.options.quick else source_hash(*bench.sources)
+        self._folder, self._overrides, self._bench = bench.options.folder / f"judged-{kind}", overrides, bench
+        if bench.options.quick or bench.options.fresh:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @cached_property
+    def _start(self) -> str:
+        config = load_config("tiny-chat", self._overrides)
+        rundir = RunDir(self._folder / "sft", config)
+        newest = rundir.newest("sft")
+        if newest is None or not (rundir.path / "done").is_file():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._bench.timed("sft"):
+                newest = train_sft(config, rundir, "auto" if newest else None)
+                (rundir.path / "done").touch()
+        return str(newest)
+
+    def measure(self, seed: int) -> Measurement:
+        """One run: grade, length and pass@1 before and after."""
+        config = load_config("tiny-chat", [*self._overrides, f"model={self._start}", f"seed={seed}"])
+        same = config.model_copy(update={"seed": 0})  # the same samples for every seed of training
+        folder = self._folder / f"rl-{seed}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a sitting that was interrupted
+        with Cluster(config):
+            before = evaluate_checkpoint(same, self._start)
+            checkpoint = train_rl(config, RunDir(folder, config))
+            after = evaluate_checkpoint(same, str(checkpoint))
+        last = [row for row in read_shards(shards(folder)) if row["first_version"] >= 0.9 * config.rl.steps]
+        said = [
+            (row["outcome"], is_good(json.loads(row["messages"])[-1]["content"], row["text"]))
+            for row in last if row["capability"] == CAPABILITY
+        ]  # fmt: skip
+        shutil.rmtree(folder)
+        prompts = data.prompts(config, "heldout", Renderer(self._start), config.eval.max_tokens, lambda _: None)
+        chat = [prompt.prompt_id for prompt in prompts if prompt.capability == CAPABILITY]
+        verified = [prompt.prompt_id for prompt in prompts if prompt.capability != CAPABILITY]
+        return {
+            "grade": [_mean(report, chat, 2) for report in (before, after)], "gain": _change(before, after, chat, 2),
+            "tokens": [report.tokens_by_capability[CAPABILITY] for report in (before, after)],
+            "taken_for_good": _share(met for met, _ in said), "good": _share(good for _, good in said),
+            "met": [report.by_capability[CAPABILITY] for report in (before, after)],
+            "pass@1": [_mean(report, verified, 0) for report in (before, after)],
+            "elsewhere": _change(before, after, verified, 0),
+        }  # fmt: skip
+
+
+def _share(values: Iterable[bool]) -> float:
+    return statistics.fmean(values)
+
+
+def _mean(report: Report, prompts: list[str], index: int) -> float:
+    return statistics.fmean(report.by_prompt[prompt][index] for prompt in prompts)
+
+
+def _change(before: Report, after: Report, prompts: list[str], index: int) -> list[float]:
+    """Mean and 95 % interval of what changed, in pairs of prompts."""
+    mean, interval = mean_and_interval(
+        [after.by_prompt[each][index] - before.by_prompt[each][index] for each in prompts]
+    )
+    return [mean, *interval]
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Runs it, or as much as `--arms` allows; returns the line."""
+    seeds = 1 if options.quick else 5
+    overrides = ["rl.checkpoint_every=1000", "eval.samples=8", "eval.pass_k=[1]", "eval.temperatures=[1.0]"]
+    if options.quick:
+        overrides += ["rl.steps=2", "data.demonstrations.limit=64", "eval.samples=1", "rl.group_size=4"]
+    bench = Bench("judged", options, {"preset": "tiny-chat", "overrides": overrides, "seeds": seeds}, (Path(__file__),))
+    runs = Runs(bench, overrides)
+    found = bench.interleave({"rl": runs.measure}, seeds)["rl"]
+    if not found:
+        return bench.line(None, 1.0, "at most")
+    rises = statistics.median(each["gain"][1] for each in found)
+    length = statistics.median(each["tokens"][1] / each["tokens"][0] for each in found)
+    loss = statistics.median(-each["elsewhere"][1] for each in found)
+    value = max(length / LENGTH, loss / LOSS) if rises > 0 else math.inf
+    return bench.line(
+        value if len(found) == seeds else None, 1.0, "at most", unit="largest ratio of a figure to its target",
+        grade_rises_by_at_least=rises, length=length, loss_elsewhere_at_most=loss,
+        grade_after=spread(each["grade"][1] for each in found), seeds=found, pass_1=column(found, "pass@1"),
+    )  # fmt: skip
