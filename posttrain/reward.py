@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ray.exceptions import ActorUnavailableError
 
 from judges.endpoint import Endpoint, Grade, check_address, endpoint_grades
 from judges.llm import MET, LLMJudge
@@ -95,7 +98,7 @@ def _engine_grades(config: Config, template: str, graders: Sequence[Any]) -> Gra
         engine = graders[next(turns) % len(graders)]
 
         async def generate(requests: Sequence[Request]) -> list[list[Rollout]]:
-            await answer(engine.ready.remote(), limits.start_timeout, "the grading model to start")
+            await _started(engine, limits.start_timeout)
             found = answer(engine.generate_all.remote(requests), limits.request_timeout, "the grading model")
             result: list[list[Rollout]] = await found
             return result
@@ -107,6 +110,18 @@ def _engine_grades(config: Config, template: str, graders: Sequence[Any]) -> Gra
             raise JudgeError(f"rubric.model={rubric.model}: {error}") from error
 
     return grades
+
+
+async def _started(engine: Any, limit: float) -> None:
+    """Waits until an engine answers that has just been started, or died and is started again by Ray."""
+    end = time.monotonic() + limit
+    while True:
+        try:
+            return await answer(engine.ready.remote(), max(1.0, end - time.monotonic()), "the grading model to start")
+        except EngineError as error:
+            if not isinstance(error.__cause__, ActorUnavailableError) or time.monotonic() > end:
+                raise
+        await asyncio.sleep(1)
 
 
 def _one_at_a_time(scorer: Scorer) -> Scorer:

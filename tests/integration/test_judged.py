@@ -1,17 +1,32 @@
 """RL whose reward a model behind an endpoint grades, and pruning by such a judge, with real engines."""
 
+import contextlib
 import json
+import random
 import re
+import sys
 import zlib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 import torch
 from pyarrow.parquet import read_table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.audit import audit
-from posttrain.config import resolve_model
+from posttrain.cluster import Cluster
+from posttrain.config import load_config, resolve_model
+from posttrain.placement import ROLES
+from posttrain.reward import scorer_of
+from posttrain.slots import Draw
+from posttrain.tiny.chat import MANNERS, prompts
+from posttrain.verifier import Verifier
+from posttrain.workers import JUDGE_TRIES
+from rollouts.errors import JudgeError
+from rollouts.types import Prompt, Rollout, RolloutGroup
 from tests.integration.commands import SMALL, posttrain
 from tests.integration.reference import logprobs_of
 from tests.judges.server import Server, completion, serving
@@ -75,33 +90,60 @@ def test_a_judge_that_is_not_there_ends_pruning_with_one_line(tmp_path: Path) ->
     assert not (tmp_path / "run/sft/kept.parquet").exists()
 
 
-def test_a_judge_on_an_engine_of_the_run_grades_the_chat_alone(tmp_path: Path) -> None:
-    """What it says is the probability of yes under its own weights, recomputed without vLLM."""
-    words = [
-        "rl.steps=1", "rl.checkpoint_every=1", "rl.drift_every=0", "rl.prompts_per_step=4",
-        "rl.quotas={chat: 2, math: 2}",
-        "rl.selection=uniform", "rl.group_size=4", "rl.max_rejected_in_a_row=4", "rubric.length_penalty=0",
-    ]  # fmt: skip
-    posttrain("rl", "tiny-chat", "--run", str(tmp_path / "run"), *words, cwd=tmp_path)
-    rows = [row for shard in (tmp_path / "run/rl/rollouts").iterdir() for row in read_table(shard).to_pylist()]
-    chat = [row for row in rows if row["capability"] == "chat"]
-    assert chat
-    assert {json.dumps(json.loads(row["breakdown"])) for row in rows if row["capability"] == "math"} == {"{}"}
+def test_a_judge_on_an_engine_of_the_run_grades_the_chat_alone_and_comes_back_when_it_dies() -> None:
+    """Through the verifier. A grade is the probability of yes by the judge's own weights, recomputed without vLLM."""
+    config = load_config("tiny-chat", ["rubric.length_penalty=0"])
+    chat, other = next(map(as_prompt, prompts())), Prompt("o", ({"role": "user", "content": "1+1"},), "math", "2")
+    asked = chat.messages[-1]["content"]
+    texts = [
+        "Arr!",
+        f"{asked} {asked}",
+        *(manner.write(random.Random(0), "cup", chat.answer or "") for manner in MANNERS),
+    ]
+    rollouts = [Rollout([7], [True], [-1.0], [(0, 1, 0)], "stop", text) for text in texts]
+    with Cluster(config, ROLES["eval"]) as cluster:
+        verifier = cluster.actor(Verifier, partial(scorer_of, config, cluster.graders()), sys.path, max_concurrency=4)
+
+        def judged(prompt: Prompt) -> RolloutGroup:
+            _, group = ray.get(verifier.judge.remote(Draw(0, 0, prompt, 0), [7], rollouts))
+            return group
+
+        first = judged(chat)
+        assert not any("manner" in rollout.breakdown for rollout in judged(other).rollouts)
+        (grader,) = cluster.graders()
+        ray.kill(grader, no_restart=False)
+        for _ in range(JUDGE_TRIES):  # what was under way when it died is a failure
+            with contextlib.suppress(JudgeError):
+                assert judged(chat).rollouts == first.rollouts
+                break
+        else:
+            raise AssertionError("the judge did not come back")
+    expected = yes(asked, texts)
+    assert [rollout.breakdown["manner"] for rollout in first.rollouts] == pytest.approx(expected, abs=1e-3)
+    assert max(expected) > 0.5 > min(expected)
+    assert [rollout.breakdown["place"] for rollout in first.rollouts] == [0.0, 1.0] + [1.0] * len(MANNERS)
+    assert [rollout.outcome for rollout in first.rollouts] == [rollout.reward >= 0.75 for rollout in first.rollouts]
+
+
+def as_prompt(row: dict[str, Any]) -> Prompt:
+    return Prompt("p", tuple(row["messages"]), row["capability"], row["answer"])
+
+
+def yes(asked: str, texts: list[str]) -> list[float]:
     directory = resolve_model("tiny:chat-judge")
     tokenizer = AutoTokenizer.from_pretrained(directory)
     judge = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     template = Path(directory, "template.txt").read_text().rstrip("\n")
-    for row in chat[:8]:
-        asked = json.loads(row["messages"])[-1]["content"]
-        user = {"role": "user", "content": template.replace("{prompt}", asked).replace("{response}", row["text"])}
+    found = []
+    for text in texts:
+        user = {"role": "user", "content": template.replace("{prompt}", asked).replace("{response}", text)}
+        prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, return_dict=True)["input_ids"]
         logprobs = []
         for word in ("no", "yes"):
             turns = [user, {"role": "assistant", "content": word}]
-            prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, return_dict=True)["input_ids"]
             whole = tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"]
             sequence = {"prompt_token_ids": prompt, "token_ids": whole[len(prompt) :]}
             with torch.no_grad():
                 logprobs.append(logprobs_of(judge, sequence, 1.0).sum())
-        yes = torch.stack(logprobs).softmax(0)[1].item()
-        assert json.loads(row["breakdown"])["manner"] == pytest.approx(yes, abs=1e-3)
-        assert row["outcome"] == (row["reward"] >= 0.75 and row["finish_reason"] == "stop")
+        found.append(torch.stack(logprobs).softmax(0)[1].item())
+    return found
