@@ -1,4 +1,4 @@
-"""Texts that are nearly the same, by the overlap of their three-word sequences (MinHash, by `datasketch`)."""
+"""Texts that are nearly the same, by the overlap of their three-word sequences (MinHash, by `rensa`)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def near_duplicates(texts: Sequence[str], similarity: float) -> dict[int, int]:
         texts: the texts, the one to be kept first.
         similarity: Jaccard similarity from which on they count as the same, above 0 and at most 1.
     """
-    from datasketch import MinHash, MinHashLSH
+    from rensa import RMinHash, RMinHashLSH
 
     shingles = [_shingles(text) for text in texts]
-    hashes = MinHash.bulk([[each.encode() for each in part] for part in shingles], num_perm=PERMUTATIONS)
-    index = MinHashLSH(threshold=max(0.1, similarity - MARGIN), num_perm=PERMUTATIONS)
+    hashes = RMinHash.from_token_sets([list(part) for part in shingles], num_perm=PERMUTATIONS, seed=0)
+    index = RMinHashLSH(threshold=similarity, num_perm=PERMUTATIONS, num_bands=_bands(similarity - MARGIN))
     found: dict[int, int] = {}
     for number, minhash in enumerate(hashes):
         earlier = [each for each in index.query(minhash) if _jaccard(shingles[each], shingles[number]) >= similarity]
@@ -33,6 +33,12 @@ def near_duplicates(texts: Sequence[str], similarity: float) -> dict[int, int]:
         else:
             index.insert(number, minhash)
     return found
+
+
+def _bands(similarity: float) -> int:
+    """Bands with which half of what is so similar is found, or more: (1/b)^(b/n) is at most that."""
+    fitting = (2**power for power in range(8) if (1 / 2**power) ** (2**power / PERMUTATIONS) <= similarity)
+    return next(fitting, PERMUTATIONS)
 
 
 def _shingles(text: str) -> frozenset[str]:

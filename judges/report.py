@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from judges.pruner import Candidate, Decision
 from rollouts.types import Message
 
@@ -85,9 +87,9 @@ def auc(scores: Sequence[float | None], pass_rates: Sequence[float | None]) -> f
     hard, easy = [score for score, rate in pairs if rate < 0.5], [score for score, rate in pairs if rate >= 0.5]
     if not hard or not easy:
         return None
-    from scipy.stats import mannwhitneyu
-
-    return float(mannwhitneyu(hard, easy).statistic / (len(hard) * len(easy)))
+    ranked = np.sort(easy)
+    below, not_above = np.searchsorted(ranked, hard, "left"), np.searchsorted(ranked, hard, "right")
+    return float((below + not_above).mean() / 2 / len(easy))
 
 
 def page(

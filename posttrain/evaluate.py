@@ -65,8 +65,8 @@ class Report:
     mean_tokens: float
     reward_by_capability: dict[str, float]
     tokens_by_capability: dict[str, float]
-    by_prompt: dict[str, tuple[float, float, float]]
-    """Prompt id → share of its samples that solve, share that shows a corner case, mean reward."""
+    by_prompt: dict[str, dict[str, float]]
+    """Prompt id → `pass@1`, mean `reward`, and the share of samples with each corner case and with any."""
 
     def as_json(self) -> dict[str, Any]:
         """For `summary.json` and `posttrain eval`; `pass@1` and `pass@k` under the names that people use."""
@@ -82,8 +82,8 @@ def change(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any
     """
     pairs = [(was, after["by_prompt"][name]) for name, was in before["by_prompt"].items() if name in after["by_prompt"]]
     changes = {}
-    for index, what in enumerate(("pass@1", "corner_cases", "reward")):
-        mean, interval = mean_and_interval([now[index] - was[index] for was, now in pairs])
+    for what in ("pass@1", "corner_cases", "reward", *KINDS):
+        mean, interval = mean_and_interval([now[what] - was[what] for was, now in pairs])
         changes[what] = {"mean": mean, "ci95": interval}
     return changes
 
@@ -196,10 +196,11 @@ def _report(
     rewards = [sum(rollout.reward for rollout in rollouts) / samples for rollouts in completions]
     for prompt, rollouts, rate, reward in zip(prompts, completions, rates, rewards, strict=True):
         cases = [corner_cases(prompt, rollout) for rollout in rollouts]
-        for kinds in cases:
-            counts.update(kinds)
-            counts["any"] += bool(kinds)
-        by_prompt[prompt.prompt_id] = (rate, sum(map(bool, cases)) / samples, reward)
+        own = Counter(kind for kinds in cases for kind in kinds)
+        own["any"] = sum(map(bool, cases))
+        counts.update(own)
+        shares = {kind: own[kind] / samples for kind in KINDS}
+        by_prompt[prompt.prompt_id] = {"pass@1": rate, "reward": reward, "corner_cases": own["any"] / samples, **shares}
     total = samples * len(prompts)
 
     def split(key: Callable[[Prompt], object], values: Sequence[float] = rates) -> dict[str, float]:

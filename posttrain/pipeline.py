@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from judges.corner_cases import KINDS
 from posttrain import data
 from posttrain.adapters import whole_model
 from posttrain.cluster import Cluster, run
@@ -217,8 +218,8 @@ def _print_summary(reports: dict[str, dict[str, Any]], seconds: float) -> None:
         parts = []
         changes = reports[after][f"change_from_{before}"]
         for what, found in changes.items():
-            if what == "reward" and found == changes["pass@1"]:
-                continue  # nothing but the outcome
+            if what in KINDS or (what == "reward" and found == changes["pass@1"]):
+                continue  # summary.json has them; a reward that is nothing but the outcome is no news
             low, high = found["ci95"]
             parts.append(f"{what.replace('_', ' ')} {found['mean']:+.3f} ({low:+.3f} to {high:+.3f})")
         say(f"{before} -> {after}: " + "  ".join(parts))

@@ -16,7 +16,7 @@ import sys
 from posttrain.engines import prepare
 from tests.benchmarks.harness import Options
 
-LONG = ("quality", "curriculum", "vs_trl_target", "pruning", "judged")  # run only when they are named
+LONG = ("quality", "curriculum", "vs_trl_target", "pruning", "judged", "repair")  # run only when they are named
 NAMES = ("generate", "sync", "overlap", "vs_trl", "draws", "calibration", "selection", "verify", *LONG)
 
 

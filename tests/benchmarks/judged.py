@@ -88,12 +88,13 @@ class Runs:
         chat = [prompt.prompt_id for prompt in prompts if prompt.capability == CAPABILITY]
         verified = [prompt.prompt_id for prompt in prompts if prompt.capability != CAPABILITY]
         return {
-            "grade": [_mean(report, chat, 2) for report in (before, after)], "gain": _change(before, after, chat, 2),
+            "grade": [_mean(report, chat, "reward") for report in (before, after)],
+            "gain": _change(before, after, chat, "reward"),
             "tokens": [report.tokens_by_capability[CAPABILITY] for report in (before, after)],
             "taken_for_good": _share(met for met, _ in said), "good": _share(good for _, good in said),
             "met": [report.by_capability[CAPABILITY] for report in (before, after)],
-            "pass@1": [_mean(report, verified, 0) for report in (before, after)],
-            "elsewhere": _change(before, after, verified, 0),
+            "pass@1": [_mean(report, verified, "pass@1") for report in (before, after)],
+            "elsewhere": _change(before, after, verified, "pass@1"),
         }  # fmt: skip
 
 
@@ -101,15 +102,13 @@ def _share(values: Iterable[bool]) -> float:
     return statistics.fmean(values)
 
 
-def _mean(report: Report, prompts: list[str], index: int) -> float:
-    return statistics.fmean(report.by_prompt[prompt][index] for prompt in prompts)
+def _mean(report: Report, prompts: list[str], what: str) -> float:
+    return statistics.fmean(report.by_prompt[prompt][what] for prompt in prompts)
 
 
-def _change(before: Report, after: Report, prompts: list[str], index: int) -> list[float]:
+def _change(before: Report, after: Report, prompts: list[str], what: str) -> list[float]:
     """Mean and 95 % interval of what changed, in pairs of prompts."""
-    mean, interval = mean_and_interval(
-        [after.by_prompt[each][index] - before.by_prompt[each][index] for each in prompts]
-    )
+    mean, interval = mean_and_interval([after.by_prompt[each][what] - before.by_prompt[each][what] for each in prompts])
     return [mean, *interval]
 
 

@@ -1,6 +1,8 @@
 """Groups that their first rollouts may end, with real engines: the same rollouts as without, and each draw once."""
 
 import asyncio
+import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from rollouts.generator import Request
 from rollouts.renderer import Renderer
 from rollouts.types import RolloutGroup
 from tests.integration.commands import SMALL, posttrain
+from tests.judges.server import Server, completion, serving
 
 BASE = resolve_model("tiny:base")
 WORDS = [
@@ -136,31 +139,39 @@ def test_an_engine_that_dies_between_the_requests_of_a_draw(workers: Watched, tm
     assert after.recorded == before.recorded
 
 
-REWARD = """
-calls, of_prompt = 0, {}
+def grades(server: Server) -> None:
+    """Scripts a model that likes an odd number of letters, and fails on one answer in twenty."""
 
-def reward(prompt, completion):
-    global calls
-    calls += 1
-    seen = of_prompt[prompt.prompt_id] = of_prompt.get(prompt.prompt_id, 0) + 1
-    if calls % 50 == 0 or (seen > 4 and int(prompt.prompt_id, 16) % 4 == 0):
-        raise RuntimeError("not now")
-    return prompt.answer in completion
-"""
-"""Fails now and then, and on a quarter of the prompts from the fifth rollout on."""
+    def grade(text: str) -> tuple[int, str]:
+        answer = text.partition("### Answer\n")[2].partition("\n\nReply")[0]
+        failing = zlib.crc32(answer.encode()) % 20 == 0
+        return (500, "{}") if failing else (200, completion(json.dumps({"grade": 9 if len(answer) % 2 else 3})))
+
+    server.scripts = {"### Answer\n": grade}
 
 
-def test_a_run_that_is_resumed_accounts_for_every_draw(tmp_path: Path) -> None:
-    (tmp_path / "at_times.py").write_text(REWARD)
-    words = [
-        *SMALL, "reward=at_times:reward", "rl.group_size=8", "rl.early_stop=4", "rl.max_staleness=2",
-        "rl.quotas={math: 1}", "rl.checkpoint_every=1",
-    ]  # fmt: skip
-    for steps, resume in ((4, []), (8, ["--resume", "auto"])):
-        posttrain("rl", "tiny", "--run", "r", *resume, *words, f"rl.steps={steps}", cwd=tmp_path)
-        assert audit(tmp_path / "r").problems == ()
+def test_a_graded_run_that_is_resumed_accounts_for_every_draw(tmp_path: Path) -> None:
+    """By a model behind an endpoint, whose failures are rejected and counted, and are no score."""
+    with serving() as server:
+        grades(server)
+        words = [
+            *SMALL, "rl.group_size=8", "rl.early_stop=4", "rl.max_staleness=2", "rl.quotas={math: 1}",
+            "rl.checkpoint_every=1", "rubric.criteria.correct={reward: auto}", "rubric.outcome=style",
+            "rubric.criteria.style={judge: 'It is odd.'}",
+            f"rubric.endpoint={{base_url: '{server.url}', model: m, retries: 0}}",
+        ]  # fmt: skip
+        for steps, resume in ((4, []), (8, ["--resume", "auto"])):
+            posttrain("rl", "tiny", "--run", "r", *resume, *words, f"rl.steps={steps}", cwd=tmp_path)
+            assert audit(tmp_path / "r").problems == ()
     rows = Ledger(tmp_path / "r/ledger.db", read_only=True).rows("voided_by IS NULL")
     assert Counter(row.step for row in rows if row.step) == dict.fromkeys(range(1, 9), 6)
     assert {row.rollouts for row in rows if row.state == "trained"} == {8}
     rejected = {(row.reason, row.rollouts) for row in rows if row.state == "rejected"}
-    assert rejected == {("all_solved", 4), ("none_solved", 4), ("judge", 0)}
+    assert {("all_solved", 4), ("none_solved", 4)} & rejected
+    assert ("judge", 0) in rejected
+    shards = [row for shard in (tmp_path / "r/rl/rollouts").iterdir() for row in read_table(shard).to_pylist()]
+    assert shards
+    for row in shards:
+        breakdown = json.loads(row["breakdown"])
+        assert breakdown["style"] <= 0.9  # the length penalty only takes
+        assert row["reward"] == (breakdown["correct"] + breakdown["style"]) / 2

@@ -1,11 +1,10 @@
-"""RL whose reward a model behind an endpoint grades, and pruning by such a judge, with real engines."""
+"""Pruning by a judge behind an endpoint, and rollouts that a judge on an engine of the run grades."""
 
 import contextlib
 import json
 import random
-import re
 import sys
-import zlib
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 from pyarrow.parquet import read_table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from posttrain.audit import audit
 from posttrain.cluster import Cluster
 from posttrain.config import load_config, resolve_model
 from posttrain.placement import ROLES
@@ -27,43 +25,11 @@ from posttrain.verifier import Verifier
 from posttrain.workers import JUDGE_TRIES
 from rollouts.errors import JudgeError
 from rollouts.types import Prompt, Rollout, RolloutGroup
-from tests.integration.commands import SMALL, posttrain
+from tests.integration.commands import Running, posttrain
 from tests.integration.reference import logprobs_of
-from tests.judges.server import Server, completion, serving
+from tests.judges.server import completion, serving
 
 LABELS = [json.dumps({"label": label}) for label in ("easy", "medium", "hard")]
-
-
-def grades(server: Server) -> None:
-    """Scripts a model that likes odd numbers of letters, and fails on a third of the questions."""
-
-    def grade(text: str) -> tuple[int, str]:
-        question, _, rest = text.partition("### Answer\n")
-        odd = len(rest.partition("\n\nReply")[0]) % 2
-        failing = zlib.crc32(question.encode()) % 3 == 0
-        return (500, "{}") if failing else (200, completion(json.dumps({"grade": 9 if odd else 3})))
-
-    server.scripts = {"### Answer\n": grade}
-
-
-def test_rl_is_graded_and_a_failure_of_the_judge_is_rejected_not_scored(tmp_path: Path) -> None:
-    with serving() as server:
-        grades(server)
-        words = [
-            "rl.steps=2", "rl.checkpoint_every=2", "rl.eval_every=0", "rl.selection=uniform", "rl.group_size=4",
-            "rubric.criteria.correct={reward: auto}", "rubric.criteria.style={judge: 'It is odd.'}",
-            "rubric.outcome=style", f"rubric.endpoint={{base_url: '{server.url}', model: m, retries: 0}}",
-        ]  # fmt: skip
-        posttrain("rl", "tiny", "--run", str(tmp_path / "run"), *SMALL, *words, cwd=tmp_path)
-    rows = [row for shard in (tmp_path / "run/rl/rollouts").iterdir() for row in read_table(shard).to_pylist()]
-    assert rows
-    for row in rows:
-        breakdown = json.loads(row["breakdown"])
-        assert breakdown["style"] <= 0.9  # the length penalty only takes
-        assert row["reward"] == (breakdown["correct"] + breakdown["style"]) / 2
-    assert not audit(tmp_path / "run").problems
-    found = posttrain("ledger", str(tmp_path / "run"), cwd=tmp_path)
-    assert re.search(r"rejected.*judge", found.out), found.out
 
 
 def test_a_judge_behind_an_endpoint_prunes_and_is_asked_nothing_twice(tmp_path: Path) -> None:
@@ -81,6 +47,32 @@ def test_a_judge_behind_an_endpoint_prunes_and_is_asked_nothing_twice(tmp_path: 
     rows = read_table(tmp_path / "run/sft/verdicts.parquet").to_pylist()
     assert {row["label"] for row in rows} == {"easy", "medium", "hard"}
     assert "longest" in next(row["reason"] for row in rows if row["kept"])
+
+
+def test_pruning_that_was_killed_asks_about_no_row_twice_but_those_under_way(tmp_path: Path) -> None:
+    def slow(text: str) -> tuple[int, str]:
+        time.sleep(0.03)  # one at a time
+        return 200, completion(LABELS[0])
+
+    words = ["prune", "tiny", "--run", "run", "data.demonstrations.limit=200", "judge.template=null"]
+    with serving() as server:
+        server.scripts = {"### Task": slow}
+        words.append(f"judge.endpoint={{base_url: '{server.url}', model: m, concurrency: 8}}")
+        running = Running(*words, cwd=tmp_path)
+        try:
+            while len(server.seen) < 60:
+                time.sleep(0.05)
+                assert running.process.poll() is None, running.err
+            running.process.kill()
+            running.process.wait(60)
+        finally:
+            running.end()
+        assert len(server.seen) < 200
+        assert not (tmp_path / "run/sft/kept.parquet").exists()
+        again = posttrain(*words, cwd=tmp_path)
+        assert len(server.seen) <= 208
+    assert "verdicts are known already" in again.err
+    assert read_table(tmp_path / "run/sft/verdicts.parquet").num_rows == 200
 
 
 def test_a_judge_that_is_not_there_ends_pruning_with_one_line(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from judges.corner_cases import KINDS
 from posttrain.config import load_config
 from posttrain.evaluate import change, evaluate, mean_and_interval, pass_at_k
 from rollouts.generator import Request
@@ -96,7 +97,8 @@ async def test_a_report() -> None:
     assert report.corner_cases["run_on"] == report.corner_cases["any"] == pytest.approx(1 / 3)
     assert report.corner_case_counts == {"format": 0, "run_on": 4, "empty": 0, "repetition": 0, "refusal": 0, "any": 4}
     assert report.mean_tokens == 4
-    assert report.by_prompt == {"a": (1.0, 0.0, 1.0), "bb": (0.5, 0.0, 0.5), "ccc": (0.0, 1.0, 0.0)}
+    shares = [{key: value for key, value in each.items() if value} for each in report.by_prompt.values()]
+    assert shares == [{"pass@1": 1, "reward": 1}, {"pass@1": 0.5, "reward": 0.5}, {"corner_cases": 1, "run_on": 1}]
     values = report.as_json()
     assert list(values)[:3] == ["pass@1", "pass@2", "pass@4"]
     assert values["ci95"] == report.ci95
@@ -105,16 +107,18 @@ async def test_a_report() -> None:
 
 def test_a_change_is_of_pairs() -> None:
     rng = random.Random(3)
-    before = {str(index): (float(rng.random() < 0.5), 0.25, 0.5) for index in range(100)}
-    after = {name: (rate * 0.9 + 0.05, 0.0, 0.75) for name, (rate, *_) in before.items()}
-    after["another"] = (1.0, 1.0, 1.0)
+    rest = {"corner_cases": 0.25, "reward": 0.5, **dict.fromkeys(KINDS, 0.0)}
+    before = {str(index): {"pass@1": float(rng.random() < 0.5), **rest} for index in range(100)}
+    rest |= {"corner_cases": 0.0, "reward": 0.75, "run_on": 0.5}
+    after = {name: {"pass@1": was["pass@1"] * 0.9 + 0.05, **rest} for name, was in before.items()}
+    after["another"] = {"pass@1": 1.0, **rest}
     found = change({"by_prompt": before}, {"by_prompt": after})
-    differences = [0.05 - 0.1 * rate for rate, *_ in before.values()]
+    differences = [0.05 - 0.1 * was["pass@1"] for was in before.values()]
     mean, interval = mean_and_interval(differences)
     assert found["pass@1"]["mean"] == pytest.approx(mean)
     assert found["pass@1"]["ci95"] == pytest.approx(interval)
     assert interval[1] - interval[0] < 0.03  # unpaired it would be 0.27
-    assert found["reward"]["mean"] == 0.25
+    assert (found["reward"]["mean"], found["run_on"]["mean"], found["empty"]["mean"]) == (0.25, 0.5, 0.0)
     assert found["corner_cases"] == {"mean": -0.25, "ci95": (-0.25, -0.25)}
 
 

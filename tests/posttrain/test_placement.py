@@ -48,6 +48,15 @@ def test_the_judge_needs_no_gpu_of_its_own() -> None:
     assert of("run", "generators.count=1", "judge.count=4").gpus == 4  # more than RL uses: then it has some
 
 
+def test_a_model_that_grades_has_gpus_of_its_own_in_every_stage_that_scores() -> None:
+    grading = ["rubric.criteria.polite={judge: polite}", "rubric.model=tiny:chat-judge", "rubric.count=2"]
+    found = of("rl", *HALVES, *grading, "rubric.tensor_parallel=2")
+    assert (found.bundles, found.graders) == ((1, 2, 2), (Seat(1, 2), Seat(2, 2)))
+    assert "grader 1 -> bundle 2: 2 of 2 GPUs" in found.lines()
+    assert found.asked().endswith("rubric.count=2 with 2 GPUs each: 5 GPUs")
+    assert [of(command, *grading).gpus for command in ("prune", "eval", "dpo", "passk")] == [1, 3, 3, 3]
+
+
 def test_pairs_share_gpus_and_ranks_never_do() -> None:
     found = of("rl", *HALVES, "trainer.ranks=3", "generators.count=3")
     assert found.bundles == (1, 1, 1)

@@ -143,7 +143,8 @@ def test_settings_are_written_over_only_when_a_stage_begins(run: RunDir) -> None
     assert json.loads((run.path / "config.json").read_text())["seed"] == 5
 
 
-def test_a_hub_name_that_cannot_be_loaded_is_one_line() -> None:
+def test_a_hub_name_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # which else tries for 20 seconds
     with pytest.raises(
         CheckpointError, match=r"^nobody/nothing: .*; expected a model directory, or a hub name"
     ) as found:
