@@ -38,16 +38,14 @@ from posttrain.curriculum_log import NAME, read_snapshots
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
 from tests.benchmarks import skewed
-from tests.benchmarks.curves import best_settings, reached, smoothed
+from tests.benchmarks.curves import Setting, best_settings, reached, smoothed
 from tests.benchmarks.harness import Bench, Measurement, Options, source_hash, spread
 from tests.benchmarks.start import sft_checkpoint
 
 ARMS = ("uniform", "signal", "pools", "dynamic_sampling")
-Setting = tuple[int, float]
-"""Prompts of a step, and the learning rate."""
 SETTINGS: Mapping[str, Sequence[Setting]] = {
-    "skewed": tuple(itertools.product((6, 16), (1e-4, 2e-4, 4e-4))),
-    "tiny": tuple(itertools.product((16,), (1e-4, 2e-4, 4e-4))),
+    "skewed": tuple(itertools.starmap(Setting, itertools.product((6, 16), (1e-4, 2e-4, 4e-4)))),
+    "tiny": tuple(Setting(16, rate) for rate in (1e-4, 2e-4, 4e-4)),
 }
 SWEEP_SEED = 100
 EVALUATIONS = 12
@@ -92,15 +90,15 @@ class Runs:
     def measure(self, world: str, arm: str, setting: Setting, seed: int) -> Measurement:
         """One run: its tokens and pass@1 at each evaluation."""
         checkpoint = sft_checkpoint(self._bench, self._folder, self._overrides)
-        prompts, learning_rate = setting
-        steps = self._groups[world][arm] // prompts
+        groups = self._groups[world][arm]
+        steps = groups // setting.prompts
         words = [
             *OF_WORLD[world], *self._overrides, f"model={checkpoint}", f"seed={seed}", f"rl.selection={arm}",
-            f"rl.prompts_per_step={prompts}", f"rl.learning_rate={learning_rate}", f"rl.steps={steps}",
             f"rl.checkpoint_every={steps}", f"rl.eval_every={math.ceil(steps / EVALUATIONS)}",
+            *setting.overrides(groups),
         ]  # fmt: skip
         config = load_config("tiny", words)
-        folder = self._folder / f"{world}-{arm}-{_name(setting)}-{seed}"
+        folder = self._folder / f"{world}-{arm}-{setting}-{seed}"
         shutil.rmtree(folder, ignore_errors=True)  # of a sitting that was interrupted
         with Cluster(config):
             rundir = RunDir(folder, config)
@@ -150,11 +148,15 @@ def main(options: Options) -> dict[str, Any]:
     """Runs it, or as much as `--arms` allows; returns the line."""
     seeds, settings, groups = 5, SETTINGS, GROUPS
     if options.quick:
-        seeds, settings, groups = 1, dict.fromkeys(GROUPS, ((3, 3e-4),)), dict.fromkeys(GROUPS, dict.fromkeys(ARMS, 6))
+        seeds, settings, groups = (
+            1,
+            dict.fromkeys(GROUPS, (Setting(3, 3e-4),)),
+            dict.fromkeys(GROUPS, dict.fromkeys(ARMS, 6)),
+        )
     overrides = COMMON + (QUICK if options.quick else [])
     ran = {
         "preset": "tiny", "overrides": overrides, "worlds": OF_WORLD, "groups": groups, "seeds": seeds,
-        "settings": {world: [_name(each) for each in swept] for world, swept in settings.items()},
+        "settings": {world: [str(each) for each in swept] for world, swept in settings.items()},
     }  # fmt: skip
     folder = Path(__file__).parent
     sources = tuple(folder / name for name in ("curriculum.py", "curves.py", "skewed.py", "start.py"))
@@ -164,7 +166,7 @@ def main(options: Options) -> dict[str, Any]:
     for world in groups:
 
         def arm_of(arm: str, setting: Setting, world: str = world) -> tuple[str, Callable[[int], Measurement]]:
-            return f"{world}/{arm}/{_name(setting)}", partial(runs.measure, world, arm, setting)
+            return f"{world}/{arm}/{setting}", partial(runs.measure, world, arm, setting)
 
         swept: dict[str, dict[Setting, Measurement]] = {arm: {} for arm in ARMS}
         for arm, setting in itertools.product(ARMS, settings[world]):
@@ -177,19 +179,15 @@ def main(options: Options) -> dict[str, Any]:
         named = {arm: arm_of(arm, setting) for arm, setting in best.items()}
         found = bench.interleave(dict(named.values()), seeds)
         worlds[world] = {
-            "settings": {arm: _name(setting) for arm, setting in best.items()},
+            "settings": {arm: str(setting) for arm, setting in best.items()},
             **compared({arm: found[name] for arm, (name, _) in named.items()}),
-            "sweep": {arm: {_name(setting): each for setting, each in kept.items()} for arm, kept in swept.items()},
+            "sweep": {arm: {str(setting): each for setting, each in kept.items()} for arm, kept in swept.items()},
         }  # fmt: skip
     value = max(_of_targets(worlds).values()) if _complete(worlds, seeds) else None
     return bench.line(
         value, 1.0, "at most", unit="largest ratio of a figure to its target", of_targets=_of_targets(worlds),
         worlds=worlds,
     )  # fmt: skip
-
-
-def _name(setting: Setting) -> str:
-    return f"{setting[0]} prompts at {setting[1]:g}"
 
 
 def _complete(worlds: Mapping[str, Any], seeds: int) -> bool:

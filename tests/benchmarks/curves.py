@@ -1,16 +1,32 @@
-"""Learning curves: smoothed, and where they reach a goal."""
+"""Learning curves: the settings that are swept for them, smoothed, and where they reach a goal."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple
 
 from tests.benchmarks.harness import Measurement
 
-Setting = TypeVar("Setting", bound=Hashable)
+
+class Setting(NamedTuple):
+    """What is swept. Example: `str(Setting(6, 2e-4)) == "6 prompts at 0.0002"`."""
+
+    prompts: int
+    """Of a train step."""
+    learning_rate: float
+
+    def __str__(self) -> str:
+        return f"{self.prompts} prompts at {self.learning_rate:g}"
+
+    def overrides(self, groups: int) -> list[str]:
+        """Of a preset, for a run that trains on so many groups."""
+        return [
+            f"rl.prompts_per_step={self.prompts}", f"rl.learning_rate={self.learning_rate}",
+            f"rl.steps={groups // self.prompts}",
+        ]  # fmt: skip
 
 
 def smoothed(rates: Sequence[float]) -> list[float]:
@@ -37,7 +53,7 @@ def best_settings(swept: Mapping[str, Mapping[Setting, Measurement]], reference:
     """Each arm's best setting.
 
     Args:
-        swept: arm and setting (a learning rate, say) → its measurement, with a curve in `pass@1`.
+        swept: arm and setting → its measurement, with a curve in `pass@1`.
         reference: the arm that takes the setting with which it ends highest; the others take the one with which they
             reach the best of these ends at the least cost, or, where none does, the one that comes nearest.
         cost: the name of what is spent up to each point of a curve.

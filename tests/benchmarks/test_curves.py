@@ -11,7 +11,7 @@ from posttrain.config import load_config, resolve_data
 from rollouts.types import Rollout
 from tests.benchmarks import skewed
 from tests.benchmarks.curriculum import compared
-from tests.benchmarks.curves import best_settings, reached, smoothed
+from tests.benchmarks.curves import Setting, best_settings, reached, smoothed
 from tests.benchmarks.harness import Measurement
 
 
@@ -31,12 +31,19 @@ def test_reached_is_between_two_points_on_a_line() -> None:
 
 
 def test_the_best_rate_ends_highest_for_the_reference_and_is_the_quickest_for_others() -> None:
+    low, high = Setting(6, 1e-4), Setting(6, 3e-4)
     swept = {
-        "uniform": {1e-4: run(0.4, 0.4, 0.5), 3e-4: run(0.4, 0.5, 0.6)},
-        "signal": {1e-4: run(0.4, 0.5, 0.6, 0.7), 3e-4: run(0.4, 0.6, 0.7, 0.6)},
-        "pools": {1e-4: run(0.4, 0.41), 3e-4: run(0.4, 0.42)},  # neither reaches it
+        "uniform": {low: run(0.4, 0.4, 0.5), high: run(0.4, 0.5, 0.6)},
+        "signal": {low: run(0.4, 0.5, 0.6, 0.7), high: run(0.4, 0.6, 0.7, 0.6)},
+        "pools": {low: run(0.4, 0.42), high: run(0.4, 0.41)},  # neither reaches it
     }
-    assert best_settings(swept, "uniform", "tokens") == {"uniform": 3e-4, "signal": 3e-4, "pools": 3e-4}
+    assert best_settings(swept, "uniform", "tokens") == {"uniform": high, "signal": high, "pools": low}
+
+
+def test_a_setting_as_overrides() -> None:
+    assert Setting(6, 2e-4).overrides(1152) == [
+        "rl.prompts_per_step=6", "rl.learning_rate=0.0002", "rl.steps=192",
+    ]  # fmt: skip
 
 
 def test_tokens_are_compared_up_to_the_end_of_uniform() -> None:

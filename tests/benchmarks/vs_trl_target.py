@@ -1,21 +1,21 @@
 """Seconds until the policy is as good as TRL's ends, on the skewed set (`skewed.py`). Target: at most 0.25 of TRL's.
 
-Both train from the same SFT checkpoint with groups of 8 and 16 prompts a step, on the same cores, with the same reward.
-TRL's `GRPOTrainer` takes prompts uniformly, with the fastest of the settings that `vs_trl.py` tries; ours is the
-asynchronous loop with the selection `signal`. Learning rates of both are swept first, with a seed that is not used
-again: TRL takes the one with which it ends highest, ours the one with which it reaches the best of these ends soonest.
+Both train from the same SFT checkpoint with groups of 8, on the same cores, with the same reward. TRL's `GRPOTrainer`
+takes prompts uniformly, with the fastest of the settings that `vs_trl.py` tries; ours is the asynchronous loop with the
+selection `signal`. Prompts of a step and learning rates are swept first for both, with a seed that is not used again:
+TRL takes those with which it ends highest, ours those with which it reaches the best of these ends soonest.
 
 Time is that of training: start-up, and for TRL the saving of checkpoints, are left out; so are evaluations, which are
 made afterwards, of the checkpoints (pass@1 on held-out prompts). Curves are smoothed as in `curriculum.py`; a side's
 seconds are those at which its curve first reaches the end of TRL's of the same seed. `value` is the median over the
 seeds; null until all are measured. Ours counts as infinitely long where it does not reach it.
 
-Budget: TRL 7 minutes a run, ours 2; 8 of each: 75 minutes, in as
-many sittings as wanted (`--arms`).
+Budget: TRL 7 minutes a run, ours 2; 11 of each: 100 minutes, in as many sittings as wanted (`--arms`).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -34,15 +34,16 @@ from posttrain.progress import say
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
 from rollouts.renderer import Renderer
-from tests.benchmarks.curves import best_settings, reached, smoothed
+from tests.benchmarks.curves import Setting, best_settings, reached, smoothed
 from tests.benchmarks.harness import Bench, Measurement, Options, source_hash, spread
 from tests.benchmarks.skewed import NAME
 from tests.benchmarks.start import sft_checkpoint
 from tests.benchmarks.vs_trl import TRL, drawn
 
-LEARNING_RATES = (1e-4, 2e-4, 4e-4)
+SETTINGS = tuple(itertools.starmap(Setting, itertools.product((8, 16), (1e-4, 2e-4, 4e-4))))
 SWEEP_SEED = 100
-STEPS = {"trl": 120, "ours": 60}
+GROUPS = {"trl": 1920, "ours": 960}
+"""That each side trains on."""
 CHECKPOINTS = 12
 """Saved and evaluated, beside the one that both start from."""
 COMMON = [
@@ -60,7 +61,7 @@ class Runs:
         """Trains nothing yet.
 
         Args:
-            bench: whose folder the runs go to, and whose settings say how many steps and checkpoints there are.
+            bench: whose folder the runs go to, and whose settings say how many groups and checkpoints there are.
             overrides: of the preset, for every run.
         """
         kind = "quick" if bench.options.quick else source_hash(*bench.sources)
@@ -72,17 +73,17 @@ class Runs:
     def _start(self) -> str:
         return str(sft_checkpoint(self._bench, self._folder, self._overrides))
 
-    def measure(self, side: str, learning_rate: float, seed: int) -> Measurement:
+    def measure(self, side: str, setting: Setting, seed: int) -> Measurement:
         """One run: its seconds and pass@1 at each checkpoint."""
-        steps = self._bench.settings["steps"][side]
+        steps = self._bench.settings["groups"][side] // setting.prompts
         every = math.ceil(steps / self._bench.settings["checkpoints"])
         steps = steps // every * every
         words = [
-            *self._overrides, f"model={self._start}", f"seed={seed}", f"rl.learning_rate={learning_rate}",
-            f"rl.steps={steps}", f"rl.checkpoint_every={every}",
+            *self._overrides, f"model={self._start}", f"seed={seed}", f"rl.checkpoint_every={every}",
+            *setting.overrides(steps * setting.prompts),
         ]  # fmt: skip
         config = load_config("tiny", words)
-        folder = self._folder / f"{side}-{learning_rate:g}-{seed}"
+        folder = self._folder / f"{side}-{setting}-{seed}"
         shutil.rmtree(folder, ignore_errors=True)  # of a sitting that was interrupted
         seconds, paths = self._trl(config, folder, steps, every) if side == "trl" else self._ours(config, folder)
         found = {"seconds": [0.0, *seconds], "pass@1": self._pass_rates(config, [Path(self._start), *paths])}
@@ -126,30 +127,32 @@ class Runs:
 
 def main(options: Options) -> dict[str, Any]:
     """Runs it, or as much as `--arms` allows; returns the line."""
-    seeds, learning_rates = (1, (3e-4,)) if options.quick else (5, LEARNING_RATES)
+    seeds, swept_settings = (1, (Setting(16, 3e-4),)) if options.quick else (5, SETTINGS)
     overrides = [*COMMON, "rl.eval_prompts=480", "eval.samples=2", "eval.pass_k=[1]", "eval.temperatures=[1.0]"]
     if options.quick:
         overrides += ["prune.enabled=false", "data.demonstrations.limit=64", "rl.eval_prompts=8", "rl.group_size=4"]
+        overrides += ["rl.quotas=null"]
     settings = {
-        "preset": "tiny", "overrides": overrides, "seeds": seeds, "learning_rates": learning_rates, "trl": TRL_SETTING,
-        "steps": {"trl": 2, "ours": 2} if options.quick else STEPS, "checkpoints": 2 if options.quick else CHECKPOINTS,
+        "preset": "tiny", "overrides": overrides, "seeds": seeds, "trl": TRL_SETTING,
+        "settings": [str(each) for each in swept_settings],
+        "groups": dict.fromkeys(GROUPS, 32) if options.quick else GROUPS,
+        "checkpoints": 2 if options.quick else CHECKPOINTS,
     }  # fmt: skip
     folder = Path(__file__).parent
     sources = tuple(folder / f"{name}.py" for name in ("vs_trl_target", "vs_trl", "curves", "skewed", "start"))
     bench = Bench("vs_trl_target", options, settings, sources)
     runs = Runs(bench, overrides)
-    swept: dict[str, dict[float, Measurement]] = {side: {} for side in STEPS}
-    for side in STEPS:
-        for rate in learning_rates:
-            found = bench.measure(f"{side}/{rate:g}", SWEEP_SEED, partial(runs.measure, side, rate))
-            if found is not None:
-                swept[side][rate] = found
+    swept: dict[str, dict[Setting, Measurement]] = {side: {} for side in GROUPS}
+    for side, setting in itertools.product(GROUPS, swept_settings):
+        found = bench.measure(f"{side}/{setting}", SWEEP_SEED, partial(runs.measure, side, setting))
+        if found is not None:
+            swept[side][setting] = found
     ratios: list[float] = []
-    best: dict[str, float] = {}
-    needed: dict[str, list[float | None]] = {side: [] for side in STEPS}
-    if all(len(each) == len(learning_rates) for each in swept.values()):
+    best: dict[str, Setting] = {}
+    needed: dict[str, list[float | None]] = {side: [] for side in GROUPS}
+    if all(len(each) == len(swept_settings) for each in swept.values()):
         best = best_settings(swept, "trl", "seconds")
-        arms = {f"{side}/{rate:g}": partial(runs.measure, side, rate) for side, rate in best.items()}
+        arms = {f"{side}/{setting}": partial(runs.measure, side, setting) for side, setting in best.items()}
         trl, ours = bench.interleave(arms, seeds).values()
         for one, other in zip(trl, ours, strict=False):
             goal = smoothed(one["pass@1"])[-1]
@@ -161,6 +164,6 @@ def main(options: Options) -> dict[str, Any]:
     return bench.line(
         spread(ratios)["median"] if len(ratios) == seeds else None, 0.25, "at most",
         unit="seconds to the end of TRL's curve, ours over TRL's", by_seed=ratios, seconds_needed=needed,
-        learning_rates=best,
-        sweep={side: {f"{rate:g}": each for rate, each in rates.items()} for side, rates in swept.items()},
+        settings={side: str(setting) for side, setting in best.items()},
+        sweep={side: {str(setting): each for setting, each in found.items()} for side, found in swept.items()},
     )  # fmt: skip
