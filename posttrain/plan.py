@@ -26,10 +26,10 @@ def print_plan(command: str, config: Config, run: Path) -> None:
         "sft": f"{config.sft.num_train_epochs:g} epochs on what was kept, learning rate {config.sft.learning_rate:g}",
         "rl": f"{rl.steps} steps of {rl.prompts_per_step} prompts x {rl.group_size} rollouts from "
         f"{_data(config, 'prompts')}, staleness at most {rl.max_staleness}; {rl.generators} of {engines.count} engines "
-        f"make rollouts, each with {engines.tensor_parallel} device(s); reward {config.reward}",
+        f"make rollouts, each with {engines.tensor_parallel} device(s); reward {_reward(config)}",
         "dpo": f"at most {config.dpo.max_pairs} pairs, beta {config.dpo.beta:g}, learning rate "
         f"{config.dpo.learning_rate:g}",
-        "passk": f"pass rates of {_data(config, 'prompts')}; {engines.count} engines sample; reward {config.reward}",
+        "passk": f"pass rates of {_data(config, 'prompts')}; {engines.count} engines sample; reward {_reward(config)}",
     }
     for stage in STAGES if command == "run" else (command,):
         print(f"# {stage}: {lines[stage]}")
@@ -57,6 +57,19 @@ def _judges(config: Config) -> str:
     endpoint = config.judge.endpoint
     first = f"{endpoint.model} at {endpoint.base_url}" if endpoint else resolve_model(config.judge.model)
     return ", ".join([first, *map(resolve_model, config.judge.panel)])
+
+
+def _reward(config: Config) -> str:
+    """`auto`, or `auto; rubric of polite, correct for chat, by tiny:chat-judge`."""
+    rubric = config.rubric
+    if rubric is None:
+        return config.reward
+    whose = f" for {', '.join(rubric.capabilities)}" if rubric.capabilities is not None else ""
+    grader = resolve_model(rubric.model) if rubric.model else None
+    if rubric.endpoint is not None:
+        grader = f"{rubric.endpoint.model} at {rubric.endpoint.base_url}"
+    found = f"rubric of {', '.join(rubric.criteria)}{whose}" + (f", by {grader}" if grader else "")
+    return f"{config.reward}; {found}" if whose else found
 
 
 def _kept(config: Config) -> str:

@@ -345,7 +345,7 @@ class RubricConfig(Section):
             raise conflict("outcome", self.outcome, f"expected one of the criteria: {', '.join(self.criteria)}")
         asks = any(each.judge is not None for each in self.criteria.values())
         if asks and self.endpoint is None and self.model is None:
-            raise conflict("endpoint", None, "needed by a criterion with `judge`, or `model`")
+            raise conflict("endpoint", None, "a criterion with `judge` needs it, or `model`")
         if self.endpoint is not None and self.model is not None:
             raise conflict("model", self.model, "expected either `endpoint` or `model`")
         return self

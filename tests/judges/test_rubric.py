@@ -105,7 +105,7 @@ def test_other_capabilities_keep_the_reward() -> None:
         ({"criteria": {}}, "at least 1 item"),
         ({"criteria": {"a": {}}}, "either `reward` or `judge`"),
         ({"criteria": {"a": {"reward": "math", "judge": "x"}}}, "either `reward` or `judge`"),
-        ({"criteria": {"a": {"judge": "x"}}}, "needed by a criterion with `judge`"),
+        ({"criteria": {"a": {"judge": "x"}}}, "a criterion with `judge` needs it, or `model`"),
         (
             {"criteria": {"a": {"judge": "x"}}, "model": "m", "endpoint": {"base_url": "http://a", "model": "m"}},
             "either `endpoint` or `model`",
