@@ -170,7 +170,7 @@ def test_every_stage_runs_on_one_gpu(tmp_path: Path) -> None:
     try:
         small = [word for word in SMALL if not word.startswith("prune.")]
         quick = ["rl.steps=1", "dpo.fresh_prompts=24", "eval.samples=1", "eval.pass_k=[1]", "eval.temperatures=[1.0]"]
-        settings = config(*small, *quick, *halves, "data.demonstrations.limit=60", "generators.start_timeout=120.0")
+        settings = config(*small, *quick, *halves, "data.demonstrations.limit=60", "generators.start_timeout=300.0")
         summary = run_all(settings, RunDir(tmp_path / "r", settings))
         assert groups() == []
     finally:
