@@ -39,7 +39,7 @@ from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
 from tests.benchmarks import skewed
 from tests.benchmarks.curves import Setting, best_settings, reached, smoothed
-from tests.benchmarks.harness import Bench, Measurement, Options, source_hash, spread
+from tests.benchmarks.harness import Bench, Measurement, Options, spread
 from tests.benchmarks.start import sft_checkpoint
 
 ARMS = ("uniform", "signal", "pools", "dynamic_sampling")
@@ -81,11 +81,8 @@ class Runs:
             overrides: of the preset, for every run.
             groups: that an arm trains on in a world.
         """
-        kind = "quick" if bench.options.quick else source_hash(*bench.sources)
-        self._folder, self._overrides, self._bench = bench.options.folder / f"curriculum-{kind}", overrides, bench
+        self._folder, self._overrides, self._bench = bench.runs_folder(), overrides, bench
         self._groups = groups
-        if bench.options.quick or bench.options.fresh:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def measure(self, world: str, arm: str, setting: Setting, seed: int) -> Measurement:
         """One run: its tokens and pass@1 at each evaluation."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -136,6 +137,14 @@ class Bench:
             self.options.folder / file, self.options.fresh, self.options.kept / file
         )  # fmt: skip
         self._measured = self._reused = 0
+
+    def runs_folder(self) -> Path:
+        """Where runs of just these sources go; emptied first in a quick or fresh sitting."""
+        kind = "quick" if self.options.quick else self._identity["source"]
+        folder = self.options.folder / f"{self.name}-{kind}"
+        if self.options.quick or self.options.fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        return folder
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:

@@ -20,7 +20,6 @@ import math
 import shutil
 import statistics
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,11 @@ from posttrain.pipeline import evaluate_checkpoint
 from posttrain.rl_stage import train_rl
 from posttrain.rl_state import shards
 from posttrain.rundir import RunDir
-from posttrain.sft import train_sft
 from posttrain.tiny.chat import CAPABILITY, is_good
 from rollouts.recorder import read_shards
 from rollouts.renderer import Renderer
-from tests.benchmarks.harness import Bench, Measurement, Options, column, source_hash, spread
+from tests.benchmarks.harness import Bench, Measurement, Options, column, spread
+from tests.benchmarks.start import sft_checkpoint
 
 LENGTH, LOSS = 1.2, 0.02
 
@@ -51,31 +50,17 @@ class Runs:
             bench: whose folder the runs go to.
             overrides: of the preset, for every run.
         """
-        kind = "quick" if bench.options.quick else source_hash(*bench.sources)
-        self._folder, self._overrides, self._bench = bench.options.folder / f"judged-{kind}", overrides, bench
-        if bench.options.quick or bench.options.fresh:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    @cached_property
-    def _start(self) -> str:
-        config = load_config("tiny-chat", self._overrides)
-        rundir = RunDir(self._folder / "sft", config)
-        newest = rundir.newest("sft")
-        if newest is None or not (rundir.path / "done").is_file():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with self._bench.timed("sft"):
-                newest = train_sft(config, rundir, "auto" if newest else None)
-                (rundir.path / "done").touch()
-        return str(newest)
+        self._folder, self._overrides, self._bench = bench.runs_folder(), overrides, bench
 
     def measure(self, seed: int) -> Measurement:
         """One run: grade, length and pass@1 before and after."""
-        config = load_config("tiny-chat", [*self._overrides, f"model={self._start}", f"seed={seed}"])
+        start = sft_checkpoint(self._bench, self._folder, self._overrides, "tiny-chat")
+        config = load_config("tiny-chat", [*self._overrides, f"model={start}", f"seed={seed}"])
         same = config.model_copy(update={"seed": 0})  # the same samples for every seed of training
         folder = self._folder / f"rl-{seed}"
         shutil.rmtree(folder, ignore_errors=True)  # of a sitting that was interrupted
         with Cluster(config):
-            before = evaluate_checkpoint(same, self._start)
+            before = evaluate_checkpoint(same, str(start))
             checkpoint = train_rl(config, RunDir(folder, config))
             after = evaluate_checkpoint(same, str(checkpoint))
         last = [row for row in read_shards(shards(folder)) if row["first_version"] >= 0.9 * config.rl.steps]
@@ -84,7 +69,7 @@ class Runs:
             for row in last if row["capability"] == CAPABILITY
         ]  # fmt: skip
         shutil.rmtree(folder)
-        prompts = data.prompts(config, "heldout", Renderer(self._start), config.eval.max_tokens, lambda _: None)
+        prompts = data.prompts(config, "heldout", Renderer(str(start)), config.eval.max_tokens, lambda _: None)
         chat = [prompt.prompt_id for prompt in prompts if prompt.capability == CAPABILITY]
         verified = [prompt.prompt_id for prompt in prompts if prompt.capability != CAPABILITY]
         return {
@@ -118,7 +103,12 @@ def main(options: Options) -> dict[str, Any]:
     overrides = ["rl.checkpoint_every=1000", "eval.samples=8", "eval.pass_k=[1]", "eval.temperatures=[1.0]"]
     if options.quick:
         overrides += ["rl.steps=2", "data.demonstrations.limit=64", "eval.samples=1", "rl.group_size=4"]
-    bench = Bench("judged", options, {"preset": "tiny-chat", "overrides": overrides, "seeds": seeds}, (Path(__file__),))
+    bench = Bench(
+        "judged",
+        options,
+        {"preset": "tiny-chat", "overrides": overrides, "seeds": seeds},
+        (Path(__file__), Path(__file__).with_name("start.py")),
+    )
     runs = Runs(bench, overrides)
     found = bench.interleave({"rl": runs.measure}, seeds)["rl"]
     if not found:

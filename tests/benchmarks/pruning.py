@@ -26,7 +26,7 @@ from posttrain.prune import prune
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
 from posttrain.sft import train_sft
-from tests.benchmarks.harness import Bench, Measurement, Options, column, source_hash, spread
+from tests.benchmarks.harness import Bench, Measurement, Options, column, spread
 
 ARMS = {"judge": [], "random": ["prune.method=random"], "all": ["prune.enabled=false"]}
 HARD = 4
@@ -66,10 +66,7 @@ class Runs:
             bench: whose folder the runs go to.
             overrides: of the preset, for every run.
         """
-        kind = "quick" if bench.options.quick else source_hash(*bench.sources)
-        self._folder, self._overrides = bench.options.folder / f"pruning-{kind}", overrides
-        if bench.options.quick or bench.options.fresh:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder, self._overrides = bench.runs_folder(), overrides
 
     def measure(self, arm: str, seed: int) -> Measurement:
         """One run: what SFT did, and pass@1 on hard prompts after SFT and after RL."""

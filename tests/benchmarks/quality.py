@@ -28,7 +28,7 @@ from posttrain.config import load_config
 from posttrain.pipeline import evaluate_checkpoint
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
-from tests.benchmarks.harness import Bench, Measurement, Options, source_hash
+from tests.benchmarks.harness import Bench, Measurement, Options
 from tests.benchmarks.start import sft_checkpoint
 
 SYNC = "staleness 0"
@@ -70,10 +70,7 @@ class Runs:
             bench: whose folder the runs go to.
             overrides: of the preset, for every run.
         """
-        kind = "quick" if bench.options.quick else source_hash(*bench.sources)
-        self._folder, self._overrides, self._bench = bench.options.folder / f"quality-{kind}", overrides, bench
-        if bench.options.quick or bench.options.fresh:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder, self._overrides, self._bench = bench.runs_folder(), overrides, bench
 
     def measure(self, arm: str, seed: int) -> Measurement:
         """One run and its evaluation."""

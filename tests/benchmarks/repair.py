@@ -27,7 +27,7 @@ from posttrain.pipeline import evaluate_checkpoint
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
 from posttrain.tiny.writing import HELDOUT_INSTRUCTIONS
-from tests.benchmarks.harness import Bench, Measurement, Options, column, source_hash
+from tests.benchmarks.harness import Bench, Measurement, Options, column
 from tests.benchmarks.start import sft_checkpoint
 
 CASES, LOSS = 100, 0.02
@@ -56,10 +56,7 @@ class Runs:
             bench: whose folder the runs go to.
             overrides: of the preset, for every run.
         """
-        kind = "quick" if bench.options.quick else source_hash(*bench.sources)
-        self._folder, self._overrides, self._bench = bench.options.folder / f"repair-{kind}", overrides, bench
-        if bench.options.quick or bench.options.fresh:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder, self._overrides, self._bench = bench.runs_folder(), overrides, bench
 
     def measure(self, seed: int) -> Measurement:
         """One run: corner cases by kind and pass@1, before DPO and after."""

@@ -11,15 +11,16 @@ from posttrain.sft import train_sft
 from tests.benchmarks.harness import Bench
 
 
-def sft_checkpoint(bench: Bench, folder: Path, overrides: list[str]) -> Path:
+def sft_checkpoint(bench: Bench, folder: Path, overrides: list[str], preset: str = "tiny") -> Path:
     """The checkpoint; what it takes is told beside the measurements.
 
     Args:
         bench: that starts from it.
         folder: whose `sft` holds the run.
-        overrides: of the tiny preset.
+        overrides: of the preset.
+        preset: whose SFT it is.
     """
-    config = load_config("tiny", overrides)
+    config = load_config(preset, overrides)
     folder.mkdir(parents=True, exist_ok=True)
     rundir = RunDir(folder / "sft", config)
     newest = rundir.newest("sft")

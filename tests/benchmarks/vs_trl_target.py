@@ -35,7 +35,7 @@ from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
 from rollouts.renderer import Renderer
 from tests.benchmarks.curves import Setting, best_settings, reached, smoothed
-from tests.benchmarks.harness import Bench, Measurement, Options, source_hash, spread
+from tests.benchmarks.harness import Bench, Measurement, Options, spread
 from tests.benchmarks.skewed import NAME
 from tests.benchmarks.start import sft_checkpoint
 from tests.benchmarks.vs_trl import TRL, drawn
@@ -64,10 +64,7 @@ class Runs:
             bench: whose folder the runs go to, and whose settings say how many groups and checkpoints there are.
             overrides: of the preset, for every run.
         """
-        kind = "quick" if bench.options.quick else source_hash(*bench.sources)
-        self._folder, self._overrides, self._bench = bench.options.folder / f"vs_trl_target-{kind}", overrides, bench
-        if bench.options.quick or bench.options.fresh:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder, self._overrides, self._bench = bench.runs_folder(), overrides, bench
 
     @cached_property
     def _start(self) -> str:
