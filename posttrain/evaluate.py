@@ -66,7 +66,8 @@ class Report:
     reward_by_capability: dict[str, float]
     tokens_by_capability: dict[str, float]
     by_prompt: dict[str, dict[str, float]]
-    """Prompt id → `pass@1`, mean `reward`, and the share of samples with each corner case and with any."""
+    """Prompt id → `pass@1`, mean `reward` and `reward/NAME` of each of its criteria, and the share of samples with each
+    corner case and with any."""
 
     def as_json(self) -> dict[str, Any]:
         """For `summary.json` and `posttrain eval`; `pass@1` and `pass@k` under the names that people use."""
@@ -146,7 +147,7 @@ async def evaluate(
 def score_completions(
     scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Sequence[Rollout]], at_once: int = 1
 ) -> list[int]:
-    """Writes reward, outcome and reason into the completions of each prompt; of `at_once` prompts at a time.
+    """Writes reward, its parts, outcome and reason into the completions of each prompt; of `at_once` prompts at a time.
 
     Returns:
         The indices of the prompts, without those whose completions could not be judged.
@@ -161,6 +162,7 @@ def score_completions(
             try:
                 for rollout, score in zip(rollouts, scores.result(), strict=True):
                     rollout.reward, rollout.outcome, rollout.reason = score.reward, score.outcome, score.reason
+                    rollout.breakdown = dict(score.breakdown)
                 judged.append(index)
             except JudgeError as error:
                 failure = error
@@ -200,6 +202,8 @@ def _report(
         own["any"] = sum(map(bool, cases))
         counts.update(own)
         shares = {kind: own[kind] / samples for kind in KINDS}
+        for name in rollouts[0].breakdown:
+            shares[f"reward/{name}"] = sum(rollout.breakdown.get(name, 0.0) for rollout in rollouts) / samples
         by_prompt[prompt.prompt_id] = {"pass@1": rate, "reward": reward, "corner_cases": own["any"] / samples, **shares}
     total = samples * len(prompts)
 

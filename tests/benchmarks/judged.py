@@ -1,10 +1,10 @@
 """RL with a judge's reward: what it gains on the chat, and what it costs elsewhere.
 
 Preset `tiny-chat`, five seeds of RL from one SFT checkpoint: chat that only `tiny:chat-judge` grades, beside the tiny
-world's verified tasks. Before and after, on held-out prompts: the judge's mean grade of the chat, the length of its
-answers, and pass@1 of the verified capabilities. Beside that, of the chat that was rolled out in the run's last tenth,
-how much the judge took for good, and how much is so by what only the writers of the chat know (`chat.is_good`): what
-lies between them is a judge deceived.
+world's verified tasks. Before and after, on held-out prompts: the judge's mean grade of the chat's manner, the
+length of its answers, and pass@1 of the verified capabilities. Beside that, of the chat that was rolled out in the
+run's last tenth, how much the judge took for good, and how much is so by what only the writers of the chat know
+(`chat.is_good`): what lies between them is a judge deceived.
 
 Targets, each by the median over the seeds: the grade rises (the lower end of its 95 % interval, in pairs of prompts, is
 above 0); answers grow by at most 1.2; and of pass@1 elsewhere at most 0.02 is lost (upper end of the 95 % interval, in
@@ -73,8 +73,8 @@ class Runs:
         chat = [prompt.prompt_id for prompt in prompts if prompt.capability == CAPABILITY]
         verified = [prompt.prompt_id for prompt in prompts if prompt.capability != CAPABILITY]
         return {
-            "grade": [_mean(report, chat, "reward") for report in (before, after)],
-            "gain": _change(before, after, chat, "reward"),
+            "grade": [_mean(report, chat, "reward/manner") for report in (before, after)],
+            "gain": _change(before, after, chat, "reward/manner"),
             "tokens": [report.tokens_by_capability[CAPABILITY] for report in (before, after)],
             "taken_for_good": _share(met for met, _ in said), "good": _share(good for _, good in said),
             "met": [report.by_capability[CAPABILITY] for report in (before, after)],

@@ -11,6 +11,7 @@ import pytest
 from judges.corner_cases import KINDS
 from posttrain.config import load_config
 from posttrain.evaluate import change, evaluate, mean_and_interval, pass_at_k
+from rollouts.errors import JudgeError
 from rollouts.generator import Request
 from rollouts.types import Prompt, Rollout, Score
 
@@ -120,6 +121,21 @@ def test_a_change_is_of_pairs() -> None:
     assert interval[1] - interval[0] < 0.03  # unpaired it would be 0.27
     assert (found["reward"]["mean"], found["run_on"]["mean"], found["empty"]["mean"]) == (0.25, 0.5, 0.0)
     assert found["corner_cases"] == {"mean": -0.25, "ci95": (-0.25, -0.25)}
+
+
+async def test_what_cannot_be_judged_is_left_out_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(question: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
+        if question.prompt_id == "bb":
+            raise JudgeError("timed out")
+        return [Score(0.5, True, "", {"polite": 0.25}) for _ in rollouts]
+
+    config = load_config("tiny", ["eval.samples=2", "eval.pass_k=[1]", "eval.temperatures=[1.0]"])
+    report = await evaluate(Engines(), Words(), [prompt("a"), prompt("bb"), prompt("ccc")], fails, config)
+    assert list(report.by_prompt) == ["a", "ccc"]
+    assert (report.prompts, report.pass_at_1, report.by_prompt["a"]["reward/polite"]) == (2, 1.0, 0.25)
+    assert "1 of 3 prompts are left out, not judged; the last: timed out" in capsys.readouterr().err
+    with pytest.raises(JudgeError, match="timed out"):
+        await evaluate(Engines(), Words(), [prompt("bb")], fails, config)
 
 
 async def test_what_is_asked_of_the_engines() -> None:
