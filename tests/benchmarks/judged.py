@@ -83,8 +83,10 @@ class Runs:
         }  # fmt: skip
 
 
-def _share(values: Iterable[bool]) -> float:
-    return statistics.fmean(values)
+def _share(values: Iterable[bool]) -> float | None:
+    """None of none, as in a quick run."""
+    found = list(values)
+    return statistics.fmean(found) if found else None
 
 
 def _mean(report: Report, prompts: list[str], what: str) -> float:
