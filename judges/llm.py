@@ -2,7 +2,7 @@
 
 A label's probability is that of its whole token sequence, end of turn included: the first token alone would favour a
 label whose beginning is a common one. How the model spells a label in tokens is found by structured output, once for
-each call (greedy under the mask: the spelling that the model prefers). The log-probabilities of that answer are those
+each judge (greedy under the mask: the spelling that the model prefers). The log-probabilities of that answer are those
 under the mask, 0 for an only choice; so each label is then scored as part of a prompt, where nothing is masked.
 """
 
@@ -87,6 +87,7 @@ class LLMJudge:
                 raise ValueError(f"the judge's template lacks {place}")
         self._name, self._renderer, self._generate, self._template = name, renderer, generate, template
         self._max_prompt_tokens, self._labels = max_prompt_tokens, labels
+        self._spelt: list[list[int]] = []  # the tokens of each label, once they are known
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The judge's prompt for a conversation, whose last message is the assistant's."""
@@ -107,12 +108,12 @@ class LLMJudge:
         if not conversations:
             return []
         prompts = [self.prompt(messages) for messages in conversations]
-        spellings = await self._spellings(prompts[0])
+        self._spelt = self._spelt or await self._spellings(prompts[0])
         scored = await self._generate(
             [
                 Request((*prompt, *spelling), Sampling(max_tokens=1), scored=len(spelling))
                 for prompt in prompts
-                for spelling in spellings
+                for spelling in self._spelt
             ]
         )
         logprobs = [math.fsum(rollouts[0].logprobs) for rollouts in scored]

@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,19 @@ def _engine_grades(config: Config, template: str, graders: Sequence[Any]) -> Gra
     model = resolve_model(rubric.model)
     renderer = Renderer(model)
 
+    async def generate(engine: Any, requests: Sequence[Request]) -> list[list[Rollout]]:
+        await _started(engine, limits.start_timeout)
+        found = answer(engine.generate_all.remote(requests), limits.request_timeout, "the grading model")
+        result: list[list[Rollout]] = await found
+        return result
+
+    judges = [
+        LLMJudge(model, renderer, partial(generate, engine), template, rubric.max_prompt_tokens, MET)
+        for engine in graders
+    ]
+
     def grades(conversations: Sequence[Sequence[Message]]) -> list[Grade]:
-        engine = graders[next(turns) % len(graders)]
-
-        async def generate(requests: Sequence[Request]) -> list[list[Rollout]]:
-            await _started(engine, limits.start_timeout)
-            found = answer(engine.generate_all.remote(requests), limits.request_timeout, "the grading model")
-            result: list[list[Rollout]] = await found
-            return result
-
-        judge = LLMJudge(model, renderer, generate, template, rubric.max_prompt_tokens, MET)
+        judge = judges[next(turns) % len(judges)]
         try:
             return [verdict.score for verdict in asyncio.run(judge.judge(conversations))]
         except EngineError as error:

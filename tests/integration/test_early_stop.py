@@ -167,8 +167,7 @@ def test_a_graded_run_that_is_resumed_accounts_for_every_draw(tmp_path: Path) ->
     assert Counter(row.step for row in rows if row.step) == dict.fromkeys(range(1, 9), 6)
     assert {row.rollouts for row in rows if row.state == "trained"} == {8}
     rejected = {(row.reason, row.rollouts) for row in rows if row.state == "rejected"}
-    assert {("all_solved", 4), ("none_solved", 4)} & rejected
-    assert ("judge", 0) in rejected
+    assert {("none_solved", 4), ("judge", 0)} <= rejected <= {("all_solved", 4), ("none_solved", 4), ("judge", 0)}
     shards = [row for shard in (tmp_path / "r/rl/rollouts").iterdir() for row in read_table(shard).to_pylist()]
     assert shards
     for row in shards:

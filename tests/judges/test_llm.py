@@ -80,6 +80,14 @@ async def test_other_labels_have_values_of_their_own(monkeypatch: pytest.MonkeyP
     assert (verdict.label, verdict.score) == ("yes", pytest.approx(0.75))
 
 
+async def test_labels_are_spelt_once() -> None:
+    engine = Engine()
+    asked = judge(engine)
+    first = await asked.judge([conversation("2+2", "4")])
+    assert await asked.judge([conversation("2+2", "4")]) == first
+    assert [len(request.choices) for request in engine.requests] == [1] * 3 + [0] * 6
+
+
 async def test_each_demonstration_is_scored_once_with_each_label_in_order() -> None:
     engine = Engine()
     verdicts = await judge(engine).judge([conversation("2+2", "4"), conversation("{response}", "ü")])
