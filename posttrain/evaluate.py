@@ -166,6 +166,9 @@ def score_completions(
                 judged.append(index)
             except JudgeError as error:
                 failure = error
+            except BaseException:
+                threads.shutdown(cancel_futures=True)  # a mistake of the user's is told at once
+                raise
     if failure is not None:
         if not judged:
             raise failure

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 
 from judges.corner_cases import KINDS
 from posttrain.config import load_config
-from posttrain.evaluate import change, evaluate, mean_and_interval, pass_at_k
-from rollouts.errors import JudgeError
+from posttrain.evaluate import change, evaluate, mean_and_interval, pass_at_k, score_completions
+from rollouts.errors import ConfigError, JudgeError
 from rollouts.generator import Request
 from rollouts.types import Prompt, Rollout, Score
 
@@ -136,6 +137,19 @@ async def test_what_cannot_be_judged_is_left_out_and_counted(capsys: pytest.Capt
     assert "1 of 3 prompts are left out, not judged; the last: timed out" in capsys.readouterr().err
     with pytest.raises(JudgeError, match="timed out"):
         await evaluate(Engines(), Words(), [prompt("bb")], fails, config)
+
+
+def test_a_wrong_reward_ends_scoring_at_once() -> None:
+    asked = []
+
+    def wrong(question: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
+        asked.append(question)
+        time.sleep(0.01)
+        raise ConfigError("no such thing")
+
+    with pytest.raises(ConfigError, match="no such thing"):
+        score_completions(wrong, [prompt("a")] * 200, [[]] * 200)
+    assert len(asked) < 100
 
 
 async def test_what_is_asked_of_the_engines() -> None:
