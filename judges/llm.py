@@ -68,6 +68,7 @@ class LLMJudge:
         template: str,
         max_prompt_tokens: int,
         labels: Mapping[str, float] = DIFFICULTY,
+        whole: bool = False,
     ) -> None:
         """Takes the judge's parts.
 
@@ -76,8 +77,9 @@ class LLMJudge:
             renderer: of the judge's chat template.
             generate: completions of requests.
             template: text with `{prompt}` and `{response}`.
-            max_prompt_tokens: longer conversations are cut in the middle of the response.
+            max_prompt_tokens: of longer conversations only the beginning of the response is judged.
             labels: that the model chooses from, each with its value.
+            whole: longer conversations are not judged instead, since half an answer may be better than all of it.
 
         Raises:
             ValueError: the template lacks one of the two places.
@@ -86,24 +88,31 @@ class LLMJudge:
             if place not in template:
                 raise ValueError(f"the judge's template lacks {place}")
         self._name, self._renderer, self._generate, self._template = name, renderer, generate, template
-        self._max_prompt_tokens, self._labels = max_prompt_tokens, labels
+        self._max_prompt_tokens, self._labels, self._whole = max_prompt_tokens, labels, whole
         self._spelt: list[list[int]] = []  # the tokens of each label, once they are known
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The judge's prompt for a conversation, whose last message is the assistant's."""
+        """The judge's prompt for a conversation, whose last message is the assistant's.
+
+        Raises:
+            JudgeError: it is too long, and to be judged whole.
+        """
         response = messages[-1]["content"]
         while True:
             text = filled(self._template, [*messages[:-1], {"role": "assistant", "content": response}])
             tokens = self._renderer.prompt_tokens([{"role": "user", "content": text}])
             if len(tokens) <= self._max_prompt_tokens or not response:
                 return tokens[: self._max_prompt_tokens]
+            if self._whole:
+                limit = self._max_prompt_tokens
+                raise JudgeError(f"judge {self._name}: {len(tokens)} tokens to read, max_prompt_tokens is {limit}")
             response = response[: len(response) // 2]
 
     async def judge(self, conversations: Sequence[Sequence[Message]]) -> list[Verdict]:
         """One verdict for each conversation, in order.
 
         Raises:
-            JudgeError: the engine returned something other than the label that it was forced to.
+            JudgeError: the engine returned something other than the label that it was forced to, or as `prompt`.
         """
         if not conversations:
             return []

@@ -53,7 +53,7 @@ def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say:
         found = [pools.for_evaluation(prompt) for prompt in found]
         fitting = renderer.fitting(found, room)
     else:
-        _tell_missing(pools, found, say)
+        _tell_missing(config, found, say)
         fits = _fits_under_any(pools, renderer, room)
         fitting = [prompt for prompt in found if fits(prompt)]
     if not fitting:
@@ -76,7 +76,7 @@ def window(config: Config, renderer: Renderer, say: Callable[[str], None], check
     assert source.window is not None
     stream = _stream(config, renderer, max_tokens)
     found = PromptWindow(stream, source.window, config.rl.quotas, checkpoint)
-    _tell_missing(instructions(config), found.prompts, say)
+    _tell_missing(config, found.prompts, say)
     say(
         f"{source.path}: read as it is needed, at most {source.window} prompts at a time; {found} from "
         f"{stream.position:,} rows so far" + f" of pass {stream.passes + 1}" * bool(stream.passes)
@@ -109,9 +109,13 @@ def _stream(config: Config, renderer: Renderer, max_tokens: int) -> PromptStream
     )
 
 
-def _tell_missing(pools: InstructionPools, found: Sequence[Prompt], say: Callable[[str], None]) -> None:
-    if missing := set(pools.capabilities) - {prompt.capability for prompt in found}:
-        say(f"data.instructions: no prompt of data.prompts has the capability {', '.join(sorted(missing))}")
+def _tell_missing(config: Config, found: Sequence[Prompt], say: Callable[[str], None]) -> None:
+    named = {"data.instructions": instructions(config).capabilities}
+    if config.rubric is not None:
+        named["rubric.capabilities"] = config.rubric.capabilities or []
+    for key, capabilities in named.items():
+        if missing := set(capabilities) - {prompt.capability for prompt in found}:
+            say(f"{key}: no prompt of data.prompts has the capability {', '.join(sorted(missing))}")
 
 
 def _fits_under_any(pools: InstructionPools, renderer: Renderer, room: int) -> Callable[[Prompt], bool]:

@@ -102,7 +102,7 @@ def _engine_grades(config: Config, template: str, graders: Sequence[Any]) -> Gra
         return result
 
     judges = [
-        LLMJudge(model, renderer, partial(generate, engine), template, rubric.max_prompt_tokens, MET)
+        LLMJudge(model, renderer, partial(generate, engine), template, rubric.max_prompt_tokens, MET, whole=True)
         for engine in graders
     ]
 

@@ -334,7 +334,7 @@ class RubricConfig(Section):
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs of each of them."""
     max_prompt_tokens: int = Field(default=4096, ge=1)
-    """Longest prompt that `model` reads, in tokens; longer answers are cut."""
+    """Longest prompt that `model` reads, in tokens; what is longer counts as not judged, and its group is rejected."""
     length_penalty: float = Field(default=0.1, ge=0)
     """Taken off a grade for each doubling of an answer's length beyond the median of its group, since judges favour
     long answers."""

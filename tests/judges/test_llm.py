@@ -128,3 +128,10 @@ def test_a_task_may_speak_of_the_templates_places() -> None:
         filled("{prompt}|{response}", conversation("What is {response}?", "{prompt}!"))
         == "What is {response}?|{prompt}!"
     )
+
+
+async def test_what_is_to_be_judged_whole_is_not_judged_by_its_beginning() -> None:
+    judge = LLMJudge("j", Letters(), Engine(), "{prompt}|{response}", 5, whole=True)
+    assert len(await judge.judge([conversation("2+2", "4")])) == 1
+    with pytest.raises(JudgeError, match="judge j: 6 tokens to read, max_prompt_tokens is 5"):
+        await judge.judge([conversation("2+2", "4"), conversation("2+2", "44")])

@@ -71,11 +71,17 @@ def test_a_prompt_has_to_fit_under_the_longest_instruction_that_is_trained(rende
     assert said == [f"tiny:rl: left out {gone} of 60 prompts longer than {room} tokens"]
 
 
-def test_a_pool_of_a_capability_that_no_prompt_has_is_told(renderer: Renderer) -> None:
+@pytest.mark.parametrize(
+    ("key", "override"),
+    [
+        ("data.instructions", "data.instructions.pools={maths: [{id: a, text: Answer.}]}"),
+        ("rubric.capabilities", "rubric={capabilities: [maths, math], criteria: {right: {reward: auto}}}"),
+    ],
+)
+def test_a_capability_that_no_prompt_has_is_told(key: str, override: str, renderer: Renderer) -> None:
     said: list[str] = []
-    settings = config("data.instructions.pools={maths: [{id: a, text: Answer.}]}")
-    data.prompts(settings, "prompts", renderer, 96, said.append)
-    assert said == ["data.instructions: no prompt of data.prompts has the capability maths"]
+    data.prompts(config(override), "prompts", renderer, 96, said.append)
+    assert said == [f"{key}: no prompt of data.prompts has the capability maths"]
 
 
 @pytest.mark.parametrize(

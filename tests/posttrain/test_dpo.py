@@ -1,12 +1,19 @@
 """What DPO mines of an RL run."""
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from curricula.instructions import Instruction, InstructionPools
-from posttrain.config import load_config
-from posttrain.dpo import _recorded
+from posttrain import data
+from posttrain.config import load_config, resolve_model
+from posttrain.dpo import _fresh, _recorded
 from posttrain.rundir import RunDir
-from rollouts.types import Prompt, Rollout, RolloutGroup
+from rollouts.errors import JudgeError
+from rollouts.generator import Request
+from rollouts.renderer import Renderer
+from rollouts.types import Prompt, Rollout, RolloutGroup, Score
 from tests.posttrain.lineages import write_checkpoint, write_shards
 
 PROMPT = Prompt("p", ({"role": "user", "content": "47+38"},), "math", answer="85", instruction="own")
@@ -27,3 +34,27 @@ def test_rollouts_are_mined_under_the_instruction_that_they_were_asked_under(tmp
 
 def test_rollouts_of_an_instruction_that_is_gone_are_left_out(tmp_path: Path) -> None:
     assert recorded(tmp_path, InstructionPools()) == [(1, PROMPT)]
+
+
+class Pool:
+    """Answers each request with its number."""
+
+    async def generate(self, requests: Sequence[Request]) -> list[list[Rollout]]:
+        return [[Rollout([1], [True], [0.0], [], "stop", str(i))] * each.n for i, each in enumerate(requests)]
+
+
+async def test_fresh_samples_are_judged_outside_of_the_loop_that_waits_for_them() -> None:
+    """A judge on an engine of the run's own runs a loop to wait for its answers, and two do not go into each other."""
+
+    def scorer(prompt: Prompt, completions: Sequence[Rollout]) -> list[Score]:
+        asyncio.run(asyncio.sleep(0))
+        if completions[0].text == "1":
+            raise JudgeError("too long")
+        return [Score(float(rollout.text), True) for rollout in completions]
+
+    config = load_config("tiny", ["dpo.fresh_prompts=3", "dpo.samples_per_prompt=2", "data.prompts.limit=3"])
+    renderer = Renderer(resolve_model("tiny:base"))
+    prompts = data.prompts(config, "prompts", renderer, 96, print)
+    pool: Any = Pool()
+    found = await _fresh(config, renderer, pool, prompts, scorer)
+    assert [sampled.rollout.reward for sampled in found] == [0.0, 0.0, 2.0, 2.0]
