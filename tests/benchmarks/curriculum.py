@@ -8,8 +8,9 @@ which is too few, and `signal` with infinitely many.
 
 Each arm's learning rate is swept first, with a seed that is not used again; on the skewed set together with the prompts
 of a step, because an arm that is fed mixed groups alone needs fewer of them in a step than one whose groups are mostly
-without advantage. `uniform` takes the setting with which it ends highest, each other arm the one with which it reaches
-the best of these ends with the fewest tokens.
+without advantage. From one setting on, the next larger and smaller ones are tried, until none of these is better than
+the best one. `uniform` takes the setting with which it ends highest, each other arm the one with which it reaches the
+best of these ends with the fewest tokens.
 
 Targets for `signal`, by the median over five seeds: on the skewed set at most 0.4 of `uniform`, 0.45 of
 `dynamic_sampling` and 0.8 of `pools`; on the tiny world at most 1.0 of the best of them; and at least 0.7 of its drawn
@@ -18,16 +19,15 @@ groups have mixed outcomes after a fifth of the run, on both. `value` is the lar
 
 Arms are kept as they finish, so that the whole may be run over several sittings: `--arms 10` measures at most ten more.
 
-Budget: two to seven minutes an arm on two cores, 76 arms: three and a half hours; the SFT checkpoint first, 2 minutes.
+Budget: two to seven minutes an arm on two cores, some 85 arms: four and a half hours; before them SFT, a minute.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,22 +38,21 @@ from posttrain.curriculum_log import NAME, read_snapshots
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
 from tests.benchmarks import skewed
-from tests.benchmarks.curves import Setting, best_settings, reached, smoothed
+from tests.benchmarks.curves import Grid, Setting, evaluated, reached, smoothed, sweep_all
 from tests.benchmarks.harness import Bench, Measurement, Options, spread
 from tests.benchmarks.start import sft_checkpoint
 
 ARMS = ("uniform", "signal", "pools", "dynamic_sampling")
-SETTINGS: Mapping[str, Sequence[Setting]] = {
-    "skewed": tuple(itertools.starmap(Setting, itertools.product((6, 16), (1e-4, 2e-4, 4e-4)))),
-    "tiny": tuple(Setting(16, rate) for rate in (1e-4, 2e-4, 4e-4)),
-}
+GRIDS = {"skewed": Grid((6, 16, 32)), "tiny": Grid((16,))}
+START = Setting(16, 1e-4)
+"""Of each sweep."""
 SWEEP_SEED = 100
 EVALUATIONS = 12
 GROUPS = {
-    "skewed": {"uniform": 3840, "dynamic_sampling": 512, "pools": 1280, "signal": 1152},
+    "skewed": {"uniform": 3840, "dynamic_sampling": 384, "pools": 1152, "signal": 1152},
     "tiny": dict.fromkeys(ARMS, 960),
 }
-"""Groups that each arm trains on."""
+"""Groups that each arm trains on, about; on the skewed set `uniform` and `dynamic_sampling` draw equally many."""
 TARGETS = {"uniform": 0.4, "dynamic_sampling": 0.45, "pools": 0.8}
 """Most of an arm's tokens that `signal` may need on the skewed set."""
 MIXED = 0.7
@@ -87,12 +86,10 @@ class Runs:
     def measure(self, world: str, arm: str, setting: Setting, seed: int) -> Measurement:
         """One run: its tokens and pass@1 at each evaluation."""
         checkpoint = sft_checkpoint(self._bench, self._folder, self._overrides)
-        groups = self._groups[world][arm]
-        steps = groups // setting.prompts
+        steps, every = evaluated(self._groups[world][arm] // setting.prompts, EVALUATIONS)
         words = [
             *OF_WORLD[world], *self._overrides, f"model={checkpoint}", f"seed={seed}", f"rl.selection={arm}",
-            f"rl.checkpoint_every={steps}", f"rl.eval_every={math.ceil(steps / EVALUATIONS)}",
-            *setting.overrides(groups),
+            f"rl.steps={steps}", f"rl.checkpoint_every={steps}", f"rl.eval_every={every}", *setting.overrides(),
         ]  # fmt: skip
         config = load_config("tiny", words)
         folder = self._folder / f"{world}-{arm}-{setting}-{seed}"
@@ -143,42 +140,35 @@ def compared(runs: Mapping[str, Sequence[Measurement]]) -> dict[str, Any]:
 
 def main(options: Options) -> dict[str, Any]:
     """Runs it, or as much as `--arms` allows; returns the line."""
-    seeds, settings, groups = 5, SETTINGS, GROUPS
+    seeds, grids, start, groups = 5, GRIDS, START, GROUPS
     if options.quick:
-        seeds, settings, groups = (
-            1,
-            dict.fromkeys(GROUPS, (Setting(3, 3e-4),)),
-            dict.fromkeys(GROUPS, dict.fromkeys(ARMS, 6)),
-        )
+        seeds, start = 1, Setting(3, 2e-4)
+        grids = dict.fromkeys(GRIDS, Grid((3,), (2e-4,)))
+        groups = dict.fromkeys(GROUPS, dict.fromkeys(ARMS, 3 * EVALUATIONS))
     overrides = COMMON + (QUICK if options.quick else [])
     ran = {
         "preset": "tiny", "overrides": overrides, "worlds": OF_WORLD, "groups": groups, "seeds": seeds,
-        "settings": {world: [str(each) for each in swept] for world, swept in settings.items()},
+        "grids": {world: grid._asdict() for world, grid in grids.items()}, "start": str(start),
     }  # fmt: skip
     folder = Path(__file__).parent
     sources = tuple(folder / name for name in ("curriculum.py", "curves.py", "skewed.py", "start.py"))
     bench = Bench("curriculum", options, ran, sources)
     runs = Runs(bench, overrides, groups)
     worlds: dict[str, dict[str, Any]] = {}
-    for world in groups:
+    for world, grid in grids.items():
 
-        def arm_of(arm: str, setting: Setting, world: str = world) -> tuple[str, Callable[[int], Measurement]]:
-            return f"{world}/{arm}/{setting}", partial(runs.measure, world, arm, setting)
+        def measure(arm: str, setting: Setting, world: str = world) -> Measurement | None:
+            return bench.measure(f"{world}/{arm}/{setting}", SWEEP_SEED, partial(runs.measure, world, arm, setting))
 
-        swept: dict[str, dict[Setting, Measurement]] = {arm: {} for arm in ARMS}
-        for arm, setting in itertools.product(ARMS, settings[world]):
-            name, work = arm_of(arm, setting)
-            if (values := bench.measure(name, SWEEP_SEED, work)) is not None:
-                swept[arm][setting] = values
-        if any(len(each) < len(settings[world]) for each in swept.values()):
+        sweeps = sweep_all(ARMS, grid, start, measure, "tokens")
+        if len(sweeps) < len(ARMS):
             break
-        best = best_settings(swept, "uniform", "tokens")
-        named = {arm: arm_of(arm, setting) for arm, setting in best.items()}
-        found = bench.interleave(dict(named.values()), seeds)
+        named = {arm: f"{world}/{arm}/{swept.best}" for arm, swept in sweeps.items()}
+        work = {named[arm]: partial(runs.measure, world, arm, swept.best) for arm, swept in sweeps.items()}
+        found = bench.interleave(work, seeds)
         worlds[world] = {
-            "settings": {arm: str(setting) for arm, setting in best.items()},
-            **compared({arm: found[name] for arm, (name, _) in named.items()}),
-            "sweep": {arm: {str(setting): each for setting, each in kept.items()} for arm, kept in swept.items()},
+            **compared({arm: found[name] for arm, name in named.items()}),
+            "sweep": {arm: swept.as_json() for arm, swept in sweeps.items()},
         }  # fmt: skip
     value = max(_of_targets(worlds).values()) if _complete(worlds, seeds) else None
     return bench.line(

@@ -2,20 +2,20 @@
 
 Both train from the same SFT checkpoint with groups of 8, on the same cores, with the same reward. TRL's `GRPOTrainer`
 takes prompts uniformly, with the fastest of the settings that `vs_trl.py` tries; ours is the asynchronous loop with the
-selection `signal`. Prompts of a step and learning rates are swept first for both, with a seed that is not used again:
-TRL takes those with which it ends highest, ours those with which it reaches the best of these ends soonest.
+selection `signal`. Prompts of a step and learning rates are swept first for both, as in `curriculum.py`, with a seed
+that is not used again: TRL takes those with which it ends highest, ours those with which it reaches the best of these
+ends soonest.
 
 Time is that of training: start-up, and for TRL the saving of checkpoints, are left out; so are evaluations, which are
 made afterwards, of the checkpoints (pass@1 on held-out prompts). Curves are smoothed as in `curriculum.py`; a side's
 seconds are those at which its curve first reaches the end of TRL's of the same seed. `value` is the median over the
 seeds; null until all are measured. Ours counts as infinitely long where it does not reach it.
 
-Budget: TRL 7 minutes a run, ours 2; 11 of each: 100 minutes, in as many sittings as wanted (`--arms`).
+Budget: TRL 7 minutes a run, ours 2; some 12 of each: 110 minutes, in as many sittings as wanted (`--arms`).
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import shutil
@@ -34,15 +34,16 @@ from posttrain.progress import say
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
 from rollouts.renderer import Renderer
-from tests.benchmarks.curves import Setting, best_settings, reached, smoothed
+from tests.benchmarks.curves import Grid, Setting, evaluated, reached, smoothed, sweep_all
 from tests.benchmarks.harness import Bench, Measurement, Options, spread
 from tests.benchmarks.skewed import NAME
 from tests.benchmarks.start import sft_checkpoint
 from tests.benchmarks.vs_trl import TRL, drawn
 
-SETTINGS = tuple(itertools.starmap(Setting, itertools.product((8, 16), (1e-4, 2e-4, 4e-4))))
+GRID, START = Grid((8, 16, 32)), Setting(16, 1e-4)
+"""Of the sweeps."""
 SWEEP_SEED = 100
-GROUPS = {"trl": 1920, "ours": 960}
+GROUPS = {"trl": 1920, "ours": 1152}
 """That each side trains on."""
 CHECKPOINTS = 12
 """Saved and evaluated, beside the one that both start from."""
@@ -72,12 +73,11 @@ class Runs:
 
     def measure(self, side: str, setting: Setting, seed: int) -> Measurement:
         """One run: its seconds and pass@1 at each checkpoint."""
-        steps = self._bench.settings["groups"][side] // setting.prompts
-        every = math.ceil(steps / self._bench.settings["checkpoints"])
-        steps = steps // every * every
+        groups = self._bench.settings["groups"][side]
+        steps, every = evaluated(groups // setting.prompts, self._bench.settings["checkpoints"])
         words = [
             *self._overrides, f"model={self._start}", f"seed={seed}", f"rl.checkpoint_every={every}",
-            *setting.overrides(steps * setting.prompts),
+            f"rl.steps={steps}", *setting.overrides(),
         ]  # fmt: skip
         config = load_config("tiny", words)
         folder = self._folder / f"{side}-{setting}-{seed}"
@@ -124,14 +124,14 @@ class Runs:
 
 def main(options: Options) -> dict[str, Any]:
     """Runs it, or as much as `--arms` allows; returns the line."""
-    seeds, swept_settings = (1, (Setting(16, 3e-4),)) if options.quick else (5, SETTINGS)
+    seeds, grid = (1, Grid((START.prompts,), (START.learning_rate,))) if options.quick else (5, GRID)
     overrides = [*COMMON, "rl.eval_prompts=480", "eval.samples=2", "eval.pass_k=[1]", "eval.temperatures=[1.0]"]
     if options.quick:
         overrides += ["prune.enabled=false", "data.demonstrations.limit=64", "rl.eval_prompts=8", "rl.group_size=4"]
         overrides += ["rl.quotas=null"]
     settings = {
         "preset": "tiny", "overrides": overrides, "seeds": seeds, "trl": TRL_SETTING,
-        "settings": [str(each) for each in swept_settings],
+        "grid": grid._asdict(), "start": str(START),
         "groups": dict.fromkeys(GROUPS, 32) if options.quick else GROUPS,
         "checkpoints": 2 if options.quick else CHECKPOINTS,
     }  # fmt: skip
@@ -139,18 +139,16 @@ def main(options: Options) -> dict[str, Any]:
     sources = tuple(folder / f"{name}.py" for name in ("vs_trl_target", "vs_trl", "curves", "skewed", "start"))
     bench = Bench("vs_trl_target", options, settings, sources)
     runs = Runs(bench, overrides)
-    swept: dict[str, dict[Setting, Measurement]] = {side: {} for side in GROUPS}
-    for side, setting in itertools.product(GROUPS, swept_settings):
-        found = bench.measure(f"{side}/{setting}", SWEEP_SEED, partial(runs.measure, side, setting))
-        if found is not None:
-            swept[side][setting] = found
     ratios: list[float] = []
-    best: dict[str, Setting] = {}
     needed: dict[str, list[float | None]] = {side: [] for side in GROUPS}
-    if all(len(each) == len(swept_settings) for each in swept.values()):
-        best = best_settings(swept, "trl", "seconds")
-        arms = {f"{side}/{setting}": partial(runs.measure, side, setting) for side, setting in best.items()}
-        trl, ours = bench.interleave(arms, seeds).values()
+
+    def measure(side: str, setting: Setting) -> Measurement | None:
+        return bench.measure(f"{side}/{setting}", SWEEP_SEED, partial(runs.measure, side, setting))
+
+    sweeps = sweep_all(tuple(GROUPS), grid, START, measure, "seconds")
+    if len(sweeps) == len(GROUPS):
+        work = {f"{side}/{swept.best}": partial(runs.measure, side, swept.best) for side, swept in sweeps.items()}
+        trl, ours = bench.interleave(work, seeds).values()
         for one, other in zip(trl, ours, strict=False):
             goal = smoothed(one["pass@1"])[-1]
             theirs = reached(one["seconds"], smoothed(one["pass@1"]), goal)
@@ -161,6 +159,5 @@ def main(options: Options) -> dict[str, Any]:
     return bench.line(
         spread(ratios)["median"] if len(ratios) == seeds else None, 0.25, "at most",
         unit="seconds to the end of TRL's curve, ours over TRL's", by_seed=ratios, seconds_needed=needed,
-        settings={side: str(setting) for side, setting in best.items()},
-        sweep={side: {str(setting): each for setting, each in found.items()} for side, found in swept.items()},
+        sweep={side: swept.as_json() for side, swept in sweeps.items()},
     )  # fmt: skip
