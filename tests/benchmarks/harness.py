@@ -224,8 +224,8 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def column(measurements: Iterable[Measurement], name: str) -> list[float]:
-    """One number of each measurement."""
+def column(measurements: Iterable[Measurement], name: str) -> list[Any]:
+    """One value of each measurement."""
     return [measurement[name] for measurement in measurements]
 
 

@@ -6,9 +6,10 @@ length of its answers, and pass@1 of the verified capabilities. Beside that, of 
 run's last tenth, how much the judge took for good, and how much is so by what only the writers of the chat know
 (`chat.is_good`): what lies between them is a judge deceived.
 
-Targets, each by the median over the seeds: the grade rises (the lower end of its 95 % interval, in pairs of prompts, is
-above 0); answers grow by at most 1.2; and of pass@1 elsewhere at most 0.02 is lost (upper end of the 95 % interval, in
-pairs of prompts). `value` is the larger of the two figures over their targets; infinite where the grade does not rise.
+Targets: the grade rises (the lower end of its 95 % interval is above 0); answers grow by at most 1.2, in each seed; and
+of pass@1 elsewhere at most 0.02 is lost (upper end of the 95 % interval). Intervals are over prompts, in pairs of
+before and after, each prompt's change being its mean over the seeds; beside them what each seed alone came to. `value`
+is the larger of the two figures over their targets; infinite where the grade does not rise.
 
 Budget: about four minutes a seed on two cores, and three for SFT.
 """
@@ -19,7 +20,7 @@ import json
 import math
 import shutil
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from posttrain.rundir import RunDir
 from posttrain.tiny.chat import CAPABILITY, is_good
 from rollouts.recorder import read_shards
 from rollouts.renderer import Renderer
-from tests.benchmarks.harness import Bench, Measurement, Options, column, spread
+from tests.benchmarks.harness import Bench, Measurement, Options, column
 from tests.benchmarks.start import sft_checkpoint
 
 LENGTH, LOSS = 1.2, 0.02
@@ -74,12 +75,12 @@ class Runs:
         verified = [prompt.prompt_id for prompt in prompts if prompt.capability != CAPABILITY]
         return {
             "grade": [_mean(report, chat, "reward/manner") for report in (before, after)],
-            "gain": _change(before, after, chat, "reward/manner"),
+            "gains": _changes(before, after, chat, "reward/manner"),
             "tokens": [report.tokens_by_capability[CAPABILITY] for report in (before, after)],
             "taken_for_good": _share(met for met, _ in said), "good": _share(good for _, good in said),
             "met": [report.by_capability[CAPABILITY] for report in (before, after)],
             "pass@1": [_mean(report, verified, "pass@1") for report in (before, after)],
-            "elsewhere": _change(before, after, verified, "pass@1"),
+            "changes": _changes(before, after, verified, "pass@1"),
         }  # fmt: skip
 
 
@@ -90,13 +91,25 @@ def _share(values: Iterable[bool]) -> float | None:
 
 
 def _mean(report: Report, prompts: list[str], what: str) -> float:
-    return statistics.fmean(report.by_prompt[prompt][what] for prompt in prompts)
+    return statistics.fmean(report.by_prompt[prompt][what] for prompt in prompts if prompt in report.by_prompt)
 
 
-def _change(before: Report, after: Report, prompts: list[str], what: str) -> list[float]:
-    """Mean and 95 % interval of what changed, in pairs of prompts."""
-    mean, interval = mean_and_interval([after.by_prompt[each][what] - before.by_prompt[each][what] for each in prompts])
-    return [mean, *interval]
+def _changes(before: Report, after: Report, prompts: list[str], what: str) -> dict[str, float]:
+    """What changed, by prompt; without those that could not be judged both times."""
+    both = [prompt for prompt in prompts if prompt in before.by_prompt and prompt in after.by_prompt]
+    return {prompt: round(after.by_prompt[prompt][what] - before.by_prompt[prompt][what], 4) for prompt in both}
+
+
+def over_seeds(changes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The mean change and its 95 % interval over prompts, of which each counts by its mean over the seeds.
+
+    Example: `over_seeds([{"a": 0.2, "b": 0.0}, {"a": 0.4, "b": 0.2}])["mean"] == 0.2`
+    """
+    prompts = sorted(set[str]().union(*changes))
+    mean, interval = mean_and_interval(
+        [statistics.fmean(seed[prompt] for seed in changes if prompt in seed) for prompt in prompts]
+    )
+    return {"mean": mean, "ci95": interval, "by_seed": [statistics.fmean(seed.values()) for seed in changes]}
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -115,12 +128,11 @@ def main(options: Options) -> dict[str, Any]:
     found = bench.interleave({"rl": runs.measure}, seeds)["rl"]
     if not found:
         return bench.line(None, 1.0, "at most")
-    rises = statistics.median(each["gain"][1] for each in found)
-    length = statistics.median(each["tokens"][1] / each["tokens"][0] for each in found)
-    loss = statistics.median(-each["elsewhere"][1] for each in found)
-    value = max(length / LENGTH, loss / LOSS) if rises > 0 else math.inf
+    gain, elsewhere = (over_seeds(column(found, name)) for name in ("gains", "changes"))
+    lengths = [each["tokens"][1] / each["tokens"][0] for each in found]
+    value = max(max(lengths) / LENGTH, -elsewhere["ci95"][0] / LOSS) if gain["ci95"][0] > 0 else math.inf
     return bench.line(
         value if len(found) == seeds else None, 1.0, "at most", unit="largest ratio of a figure to its target",
-        grade_rises_by_at_least=rises, length=length, loss_elsewhere_at_most=loss,
-        grade_after=spread(each["grade"][1] for each in found), seeds=found, pass_1=column(found, "pass@1"),
+        gain=gain, lengths=lengths, elsewhere=elsewhere,
+        **{name: column(found, name) for name in ("grade", "met", "taken_for_good", "good", "pass@1")},
     )  # fmt: skip

@@ -1,11 +1,12 @@
 """What pruning is worth: RL after SFT on what the judge kept, on as many at random, and on all demonstrations.
 
 Five seeds. Each arm: prune, light SFT, RL for the same number of steps, then pass@1 on the hard held-out prompts (the
-two upper levels of difficulty), at the temperature at which the arm is best. The judge's verdicts are the same for all.
-`value` is the smaller of the mean gains of `judge` over `random` and over `all`, in pairs of the same seed; beside it
-each gain's two-sided 95 % interval by Student's t, what SFT did to entropy, and where SFT alone ended. Target: above 0.
+two upper levels of difficulty), at the temperature at which the arm is best. That is found on other samples than those
+that count, since the best of several is high by luck. The judge's verdicts are the same for all. `value` is the smaller
+of the lower ends of the gains of `judge` over `random` and over `all`, in pairs of the same seed (two-sided 95 %
+interval by Student's t); beside it the mean gains, what SFT did to entropy, and where SFT alone ended. Target: 0.
 
-Budget: about three minutes an arm on two cores, 15 arms: 45 minutes.
+Budget: about four minutes an arm on two cores, 15 arms: an hour.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.cluster import Cluster
-from posttrain.config import load_config, resolve_data
+from posttrain.config import Config, load_config, resolve_data
 from posttrain.pipeline import evaluate_checkpoint
 from posttrain.prune import prune
 from posttrain.rl_stage import train_rl
@@ -78,17 +79,24 @@ class Runs:
         if config.prune.enabled:
             prune(config, rundir)
         started = train_sft(config, rundir)
-        same = config.model_copy(update={"seed": 0})  # the same samples for every arm and seed of training
         with Cluster(config):
             checkpoint = train_rl(config, rundir)
-            before = evaluate_checkpoint(same, str(started))
-            after = evaluate_checkpoint(same, str(checkpoint))
+            before, after = _at_its_best(config, started), _at_its_best(config, checkpoint)
         sft = json.loads((folder / "sft" / "summary.json").read_text())
         shutil.rmtree(folder)
         return {
-            "best": after.best, "pass@1": after.pass_at_1, "sft_best": before.best, "sft_pass@1": before.pass_at_1,
+            "temperature": after[0], "best": after[1], "sft_best": before[1],
             "entropy": sft["entropy"][1], "demonstrations": sft["demonstrations"],
         }  # fmt: skip
+
+
+def _at_its_best(config: Config, checkpoint: Path) -> tuple[str, float]:
+    """(temperature, pass@1 at it); the same samples for every arm and seed of training."""
+    tried, counted = (
+        evaluate_checkpoint(config.model_copy(update={"seed": seed}), str(checkpoint)).by_temperature for seed in (1, 0)
+    )
+    best = max(tried, key=tried.__getitem__)
+    return best, counted[best]
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -109,8 +117,9 @@ def main(options: Options) -> dict[str, Any]:
     gains = {other: gain(best["judge"], best[other]) for other in ARMS if other != "judge"}
     complete = all(each["seeds"] == seeds for each in gains.values())
     return bench.line(
-        min(each["mean"] for each in gains.values()) if complete else None, 0.0, "at least",
-        unit="smaller mean gain in pass@1 on hard prompts", gains=gains, best=best,
+        min(each["ci95"][0] for each in gains.values()) if complete and seeds > 1 else None, 0.0, "at least",
+        unit="lower end of the smaller gain in pass@1 on hard prompts", gains=gains, best=best,
+        temperatures={arm: column(found, "temperature") for arm, found in measured.items()},
         **{name: _medians(measured, name) for name in ("sft_best", "entropy", "demonstrations")},
     )  # fmt: skip
 
