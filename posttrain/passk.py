@@ -27,7 +27,7 @@ from posttrain.evaluate import pass_at_k, score_completions
 from posttrain.placement import ROLES
 from posttrain.progress import bar, console, say
 from posttrain.reward import judged_at_once, scorer_of
-from posttrain.rundir import RunDir, check_model
+from posttrain.rundir import RunDir, check_model, write_json
 from rollouts.dotted import load_dotted
 from rollouts.errors import ConfigError, DataError
 from rollouts.generator import Request
@@ -112,10 +112,12 @@ def scan(
         UserError: wrong data, checkpoint or reward; or the file exists already.
     """
     path = out or rundir.path / NAME
-    if path.exists():
-        raise ConfigError(
-            f"{path}: exists already, and is not written over; name another file with --out, or remove it"
-        )
+    summary_path = path.with_suffix(".json")
+    for each in (path, summary_path):
+        if each.exists():
+            raise ConfigError(
+                f"{each}: exists already, and is not written over; name another file with --out, or remove it"
+            )
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: no such directory {path.parent}; make it first")
     if config.environment is not None:
@@ -150,10 +152,13 @@ def scan(
         for prompt, count in zip(prompts, solved, strict=True)
         if count is not None
     ]
+    found = summary(rows, ks)
     write_rows(path, [row.as_row() for row in rows])
+    write_json(summary_path, {"model": model, "samples": samples, **found})
     say(f"{samples} samples of each prompt, by {model}")
-    console.print(*summary(rows, ks), sep="")
-    say(f"{path} holds the pass rate of every prompt; rl.start_from_scan={path} lets RL start from it")
+    console.print(*tables(found, ks), sep="")
+    say(f"{path} holds the pass rate of every prompt, {summary_path} the table above")
+    say(f"rl.start_from_scan={path} lets RL start from it")
     return path
 
 
@@ -203,17 +208,30 @@ async def count_solved(
     return solved
 
 
-def summary(rows: Sequence[Scanned], ks: Sequence[int]) -> list[Table]:
-    """pass@k (the unbiased estimate, mean over prompts), and prompts by bucket: of each capability, and of all."""
+def summary(rows: Sequence[Scanned], ks: Sequence[int]) -> dict[str, Any]:
+    """pass@k (the unbiased estimate, mean over prompts), and prompts by bucket: of each capability, and of all.
+
+    Example: `{"capabilities": {"math": {"prompts": 2, "pass@1": 0.25, "buckets": {"hard": 2, …}}}, "all": {…}}`
+    """
     by_capability: dict[str, list[Scanned]] = {}
     for row in rows:
         by_capability.setdefault(row.capability, []).append(row)
-    passes, buckets = _table("prompts", *(f"pass@{k}" for k in ks)), _table(*BUCKETS)
-    for name, part in [*by_capability.items(), ("all", rows)]:
-        rates = (sum(pass_at_k(row.samples, row.solved, k) for row in part) / len(part) for k in ks)
-        passes.add_row(name, str(len(part)), *(f"{rate:.3f}" for rate in rates))
+
+    def of(part: Sequence[Scanned]) -> dict[str, Any]:
+        rates = {f"pass@{k}": sum(pass_at_k(row.samples, row.solved, k) for row in part) / len(part) for k in ks}
         counts = Counter(row.bucket for row in part)
-        buckets.add_row(name, *(f"{counts[bucket]} ({counts[bucket] / len(part):.0%})" for bucket in BUCKETS))
+        return {"prompts": len(part), **rates, "buckets": {bucket: counts[bucket] for bucket in BUCKETS}}
+
+    return {"capabilities": {name: of(part) for name, part in by_capability.items()}, "all": of(rows)}
+
+
+def tables(found: Mapping[str, Any], ks: Sequence[int]) -> list[Table]:
+    """A summary for people."""
+    passes, buckets = _table("prompts", *(f"pass@{k}" for k in ks)), _table(*BUCKETS)
+    for name, part in [*found["capabilities"].items(), ("all", found["all"])]:
+        count = part["prompts"]
+        passes.add_row(name, str(count), *(f"{part[f'pass@{k}']:.3f}" for k in ks))
+        buckets.add_row(name, *(f"{each} ({each / count:.0%})" for each in part["buckets"].values()))
     return [passes, buckets]
 
 

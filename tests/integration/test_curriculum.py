@@ -41,6 +41,9 @@ def test_a_scan_has_a_row_for_each_prompt(scanned: Ended, cwd: Path) -> None:
     rate = sum(row["pass_rate"] for row in rows) / 90
     assert 0.1 < rate < 0.7  # the base solves some
     assert f"{rate:.3f}" in scanned.err  # pass@1 of all
+    summary = json.loads((cwd / "r/passk.json").read_text())
+    assert summary["all"]["pass@1"] == pytest.approx(rate)
+    assert sum(part["prompts"] for part in summary["capabilities"].values()) == 90
     for word in ("passk: 360 of 360 sample", "pass@4", *BUCKETS, "tiny/world/base"):
         assert word in scanned.err
 

@@ -12,7 +12,17 @@ from rich.table import Table
 
 from curricula.sampler import PromptSampler
 from posttrain.config import load_config
-from posttrain.passk import CHUNK, Scanned, check_matches, count_solved, observe_scan, parse_k, read_scan, summary
+from posttrain.passk import (
+    CHUNK,
+    Scanned,
+    check_matches,
+    count_solved,
+    observe_scan,
+    parse_k,
+    read_scan,
+    summary,
+    tables,
+)
 from rollouts.errors import ConfigError, DataError
 from rollouts.generator import Request
 from rollouts.recorder import write_rows
@@ -69,7 +79,7 @@ async def test_every_prompt_is_sampled_once_as_rl_samples_it_and_counts_keep_the
 
 def test_the_table_holds_the_unbiased_estimates_and_the_buckets() -> None:
     rows = [scanned("a", 0), scanned("b", 4), scanned("c", 16), scanned("d", 13, "code"), scanned("e", 8, "code")]
-    passes, buckets = (cells(table) for table in summary(rows, [1, 4]))
+    passes, buckets = (cells(table) for table in tables(summary(rows, [1, 4]), [1, 4]))
     # 1 - C(12, 4) / C(16, 4) = 0.7280 of `b`; of `e` 1 - C(8, 4) / C(16, 4) = 0.9615
     assert passes == {
         "math": ["3", f"{(0 + 0.25 + 1) / 3:.3f}", f"{(0 + 0.7280 + 1) / 3:.3f}"],
@@ -91,7 +101,8 @@ def cells(table: Table) -> dict[str, list[str]]:
 
 def test_the_tables_fit_a_terminal_of_80_columns() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(*summary([scanned("a", 3, "reasoning")] * 100_000, [1, 4, 16]))
+    found = summary([scanned("a", 3, "reasoning")] * 100_000, [1, 4, 16])
+    console.print(*tables(found, [1, 4, 16]))
     text = console.export_text()
     assert "…" not in text
     for word in ("reasoning", "pass@16", "unsolved", "medium", "100000 (100%)"):
