@@ -23,7 +23,6 @@ import math
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -261,17 +260,35 @@ def _skip(pipe: int, size: int) -> None:
 
 
 def _clean() -> None:
-    """Empties the scratch directory, if there is one: without namespaces we are in a directory that is deleted."""
+    """Empties the scratch directory, if there is one: without namespaces we are in a directory that is deleted.
+
+    A program may have made directories that nobody can list, and nested them deeper than paths or calls can be.
+
+    Raises:
+        OSError: something is left. We must end then, and with us the scratch.
+    """
     try:
         if os.getcwd() != namespaces.SCRATCH:
             return
     except FileNotFoundError:
         return
-    for entry in os.scandir("."):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
+    above: list[str] = []
+    while True:
+        inner = ""
+        for entry in list(os.scandir(".")):
+            if entry.is_dir(follow_symlinks=False):
+                inner = entry.name
+            else:
+                os.unlink(entry.name)
+        if inner:
+            os.chmod(inner, 0o700)
+            os.chdir(inner)
+            above.append(inner)
+        elif above:
+            os.chdir("..")
+            os.rmdir(above.pop())
         else:
-            os.unlink(entry.path)
+            return
 
 
 def main(parent: int, pipe: int, *words: str) -> None:

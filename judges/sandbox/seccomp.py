@@ -2,7 +2,8 @@
 
 What is not on the list fails with EPERM, as if the user had no right to it, so that a program gets an exception and not
 a mysterious end. Not on it: sockets, starting processes (threads may be), signals to others, ptrace and the memory of
-others, mounts, namespaces, io_uring, shared memory, keys, clocks, owners and modes of files.
+others, mounts, namespaces, io_uring, shared memory, keys, clocks, owners and modes of files, truncation by path. Of
+fcntl only commands are that Python needs: by others the kernel sends a signal to any process when a file can be read.
 
 Source: Linux' Documentation/userspace-api/seccomp_filter.rst and include/uapi/linux/{seccomp,filter,audit}.h.
 """
@@ -20,7 +21,7 @@ read 0 63, write 1 64, open 2 -, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, po
 mprotect 10 226, munmap 11 215, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139,
 pread64 17 67, pwrite64 18 68, readv 19 65, writev 20 66, access 21 -, pipe 22 -, select 23 -, sched_yield 24 124,
 mremap 25 216, madvise 28 233, dup 32 23, dup2 33 -, nanosleep 35 101, getpid 39 172, exit 60 93, uname 63 160,
-fcntl 72 25, flock 73 32, fsync 74 82, fdatasync 75 83, truncate 76 45, ftruncate 77 46, getdents 78 -, getcwd 79 17,
+flock 73 32, fsync 74 82, fdatasync 75 83, ftruncate 77 46, getdents 78 -, getcwd 79 17,
 chdir 80 49, fchdir 81 50, rename 82 -, mkdir 83 -, rmdir 84 -, creat 85 -, unlink 87 -, readlink 89 -, umask 95 166,
 gettimeofday 96 169, getrlimit 97 163, getrusage 98 165, sysinfo 99 179, times 100 153, getuid 102 174,
 getgid 104 176, geteuid 107 175, getegid 108 177, getppid 110 173, getpgrp 111 -, getgroups 115 158, getpgid 121 155,
@@ -34,15 +35,20 @@ epoll_create1 291 20, dup3 292 24, pipe2 293 59, preadv 295 69, pwritev 296 70, 
 statx 332 291, rseq 334 293, faccessat2 439 439, membarrier 324 283, close_range 436 436, getcpu 309 168,
 copy_file_range 326 285, sendfile 40 71
 """
-_CLONE, _CLONE3, _TGKILL, _IOCTL = {"x86_64": (56, 435, 234, 16), "aarch64": (220, 435, 131, 29)}.get(
-    platform.machine(), (-1, -1, -1, -1)
+_CLONE, _CLONE3, _TGKILL, _IOCTL, _FCNTL = {"x86_64": (56, 435, 234, 16, 72), "aarch64": (220, 435, 131, 29, 25)}.get(
+    platform.machine(), (-1, -1, -1, -1, -1)
 )
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _PRCTL_NO_NEW_PRIVILEGES, _PRCTL_SECCOMP, _FILTER = 38, 22, 2
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _EPERM, _ENOTTY, _ENOSYS = 1, 25, 38
 _CLONE_THREAD = 0x10000
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data; little-endian low words
+# Commands of fcntl: duplicates and whether they are inherited, flags, locks. Neither an owner (8, 15), a signal (10), a
+# lease (1024) nor a notice (1026).
+_F_GETFL, _F_SETFL, _O_ASYNC = 3, 4, 0x2000
+_FCNTL_COMMANDS = (0, 1, 2, _F_GETFL, 5, 6, 7, 36, 37, 38, 1030)
+# Offsets in struct seccomp_data, of little-endian low words: all that the kernel takes of these arguments.
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 24, 32
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 
 
@@ -82,6 +88,16 @@ def _filter(pid: int) -> bytes:
         code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     for number, errno in ((_IOCTL, _ENOTTY), (_CLONE3, _ENOSYS)):  # for clone3 the C library then uses clone
         code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | errno)]
+    commands = [
+        (_LOAD, 0, 0, _SECOND_ARGUMENT),
+        *(each for number in _FCNTL_COMMANDS for each in ((_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW))),
+        (_EQUAL, 0, 3, _F_SETFL),
+        (_LOAD, 0, 0, _THIRD_ARGUMENT),
+        (_ANY_BIT, 1, 0, _O_ASYNC),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _ERRNO | _EPERM),
+    ]
+    code += [(_EQUAL, 0, len(commands), _FCNTL), *commands]
     code += [
         (_EQUAL, 0, 4, _CLONE),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),

@@ -57,6 +57,10 @@ SYSTEM_CALLS = (
     "syscall(90, b'/tmp', 0o777)",
     "syscall(92, b'/tmp', 0, 0)",
     "syscall(59, b'/bin/sh', None, None)", "syscall(322, -100, b'/bin/sh', None, None, 0)",
+    "truncate(b'CANARY', 0)", "fcntl(0, 8, libc.getppid())", "fcntl(0, 15, (ctypes.c_int * 2)(1, libc.getppid()))",
+    "fcntl(0, 10, 9)", "fcntl(0, 4, 0x2000)", "fcntl(0, 4, 0x2800)", "fcntl(0, 1024, 0)", "fcntl(0, 1026, 0)",
+    "syscall(72, 0, ctypes.c_long(0x100000008), libc.getppid())",
+    "syscall(72, 0, ctypes.c_long(0x100000004), ctypes.c_long(0x100002000))",
 )  # fmt: skip
 """By numbers of x86-64; on other machines other calls, or none."""
 
@@ -103,6 +107,7 @@ PYTHON = {
         "            n += f.write(b'A' * (1 << 20))\nfinally:\n    if n > 32 << 20: print('ESCAPED')"
     ),
     "inode filler": "for i in range(100000): open(f'/tmp/{i}', 'w').close()\n" + ESCAPED,
+    "truncation by path": _if_possible("import os; open('/tmp/x', 'w').close(); os.truncate('/tmp/x', 0)"),
     "large sparse file": "with open('/tmp/x', 'wb') as f:\n    f.truncate(1 << 34)\n" + ESCAPED,
     "socket": _if_possible("import socket; socket.socket()"),
     "udp socket": _if_possible("import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('8.8.8.8', 53))"),
@@ -117,6 +122,11 @@ PYTHON = {
     "signal by a pid": _if_possible("import os\nfor pid in range(2, 200000):\n    try: os.kill(pid, 0)\n"
                                     "    except (ProcessLookupError, PermissionError): continue\n    break\n"
                                     "else: raise OSError"),
+    "a signal by F_SETOWN": _if_possible(
+        "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())\n"
+        "fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')"
+    ),
+    "a signal by F_SETSIG": _if_possible("import fcntl, os, signal; fcntl.fcntl(0, fcntl.F_SETSIG, signal.SIGKILL)"),
     "pidfd": _if_possible("import os; os.pidfd_open(1)"),
     "secrets of the environment": _if_true(
         "set(os.environ) - {'LC_CTYPE'}", "import os"

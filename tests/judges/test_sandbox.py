@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -180,6 +181,33 @@ def test_a_script_reads_and_writes() -> None:
 def test_nothing_lasts_from_one_program_to_the_next() -> None:
     WORKER.run_script("open('/tmp/left', 'w').write('x')", [""])
     assert WORKER.run_script("import os\nprint(os.listdir('/tmp'))", [""]) == [Result("[]\n")]
+
+
+@pytest.mark.parametrize("without", ["", "landlock"])
+def test_what_a_program_hides_is_gone_too(without: str) -> None:
+    hide = (
+        "import os\nos.mkdir('/tmp/d', 0o300)\nopen('/tmp/d/x', 'w').write('secret')\nos.mkdir('/tmp/d/e', 0)\n"
+        "for n in range(450):\n    os.mkdir('n' * 200)\n    os.chdir('n' * 200)\n    open('x', 'w').close()\n"
+        "print('hidden')"
+    )
+    with CodeWorker(without=[without]) as worker:
+        assert worker.run_script(hide, [""]) == [Result("hidden\n")]
+        assert worker.run_script("import os\nprint(os.listdir('/tmp'), os.path.exists('/tmp/d/x'))", [""]) == [
+            Result("[] False\n")
+        ]
+        fill = "import os\nfor n in range(900): os.mkdir(f'/tmp/{n}', 0)\nprint('filled')"
+        assert [worker.run_script(fill, [""]) for _ in range(3)] == [[Result("filled\n")]] * 3
+
+
+@pytest.mark.parametrize(("without", "held"), [([], True), (["namespaces"], False)])
+def test_landlock_alone_must_govern_truncation(without: list[str], held: bool) -> None:
+    script = (
+        "from judges.sandbox import confinement, landlock\nlandlock.GOVERNS_TRUNCATION = 99\n"
+        f"missing = confinement.confine({without})\nprint(confinement.sufficient(missing), missing, flush=True)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.stdout.startswith(str(held)), ended.stdout + ended.stderr
+    assert ("and 99 is needed" in ended.stdout) is not held
 
 
 def test_a_machine_that_cannot_hold_programs_runs_none(monkeypatch: pytest.MonkeyPatch) -> None:
