@@ -94,9 +94,10 @@ def extract_number(text: str) -> Extraction:
 
 
 def extract_code(text: str) -> Extraction:
-    """Where no format was asked: the last fenced code block, else the whole text."""
-    blocks = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)```", text, flags=re.DOTALL)
-    return _whole(blocks[-1] if blocks else text)
+    """Where no format was asked: the last fenced block of Python or no language, else of any; else the whole text."""
+    blocks: list[tuple[str, str]] = re.findall(r"```([A-Za-z0-9+]*)[ \t]*\n(.*?)```", text, flags=re.DOTALL)
+    python = [block for language, block in blocks if re.fullmatch(r"((python|py)\d*)?", language, re.IGNORECASE)]
+    return _whole((python or [block for _, block in blocks] or [text])[-1])
 
 
 def extract_text(text: str) -> Extraction:

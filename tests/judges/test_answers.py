@@ -66,6 +66,9 @@ def test_without_a_format_the_answer_is_where_it_usually_is() -> None:
     assert extract_number("12,345 and 1,23").answer == "23"
     assert extract_number("none") == Extraction(None, False, "no number")
     assert extract_code("Sure:\n```python\nreturn x\n```\nDone.").answer == "return x"
+    for word in ("", "py", "Python", "python3", "PY3", "c++", "Rust"):
+        assert extract_code(f"```{word}\nold\n```\nBetter:\n```{word} \nreturn x\n```\n").answer == "return x"
+    assert extract_code("```bash\nls\n```\n```Python\nreturn x\n```\nRun:\n```sh\nls\n```").answer == "return x"
     assert extract_code(" sorted(x) ").answer == "sorted(x)"
     assert extract_text(" A B\n").answer == "A B"
     assert extract_text("  ") == Extraction("", False, "the answer is empty")
