@@ -6,7 +6,8 @@
 | the same, both texts | the script, given the input on stdin, writes the output; a program that reads none is called |
 | Python source | it runs after the program without an exception; also functions `test…` and cases of unittest in it |
 
-The program never gets an expected output, nor the source of a test (`judges.sandbox`).
+The program never gets an expected output, nor the source of a test (`judges.sandbox`). Source of which tests would
+never run, such as `check(candidate)` that nobody calls, is refused: every program would pass it.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class CodeWorker:
             tests: source that is run after the program but in another process, or single statements.
 
         Raises:
-            DataError: the tests cannot be run, whatever the program is.
+            DataError: the tests cannot be run, or would never run, whatever the program is.
             JudgeError: see `run`.
             UserError: see `run`.
         """

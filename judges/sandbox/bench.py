@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import inspect
 import io
 import sys
 import types
@@ -18,9 +19,8 @@ from typing import Any
 
 from judges.sandbox.peer import Peer, PeerGoneError
 from judges.sandbox.program import OPERATORS_OF_TWO, describe
+from judges.sandbox.source import MODULE, Source
 
-MODULE = "solution"
-"""The name by which tests may import the program."""
 ENDS_A_LOOP = (StopIteration, StopAsyncIteration, GeneratorExit)
 
 
@@ -178,29 +178,35 @@ class Bench:
         """(passed, why not, whether it is the tests that are broken).
 
         Args:
-            tests: source that is run after the program, or single statements. Functions `test…` without parameters and
-                cases of unittest in it are run, too.
+            tests: source that is run after the program, or single statements. Functions `test…` that need no arguments
+                and cases of unittest in it are run, too. Tests of which some would never run are broken.
         """
         single = not isinstance(tests, str)
         statements = list(tests) if single else [str(tests)]
-        codes = []
-        for index, text in enumerate(statements):
-            try:
-                codes.append(compile(text, f"<test {index + 1}>" if single else "<tests>", "exec"))
-            except (SyntaxError, ValueError) as error:
-                return False, f"tests: {describe(error)}", True
+        try:
+            codes = [
+                compile(text, f"<test {index + 1}>" if single else "<tests>", "exec")
+                for index, text in enumerate(statements)
+            ]
+            source = Source(statements)
+        except (SyntaxError, ValueError) as error:
+            return False, f"tests: {describe(error)}", True
+        if source.fault:
+            return False, f"tests: {source.fault}", True
         where = ""
         try:
             names = self.start()
             module = types.ModuleType(MODULE)
             module.__dict__.update(names)
             sys.modules[MODULE] = module
-            namespace: dict[str, Any] = {**names, "__name__": "tests"}
+            shown = _shown(names, source)
+            module.__dict__["__all__"] = [name for name in shown if not name.startswith("_")]
+            namespace: dict[str, Any] = {**shown, "__name__": "tests"}
             for index, code in enumerate(codes):
                 where = f"test {index + 1} of {len(codes)}: " if single else ""
                 exec(code, namespace)
             where = ""
-            return (*_collected(namespace, names), False)
+            return (*_collected(namespace, shown), False)
         except PeerGoneError:
             return False, f"{where}the program ended its process", False
         except ModuleNotFoundError as error:
@@ -219,11 +225,24 @@ def _line_of(error: BaseException) -> str:
     return line
 
 
-def _collected(namespace: dict[str, Any], names: dict[str, Any]) -> tuple[bool, str]:
-    """Runs what the tests define but do not call."""
-    own = {name: value for name, value in namespace.items() if name not in names}
+def _shown(names: dict[str, Any], source: Source) -> dict[str, Any]:
+    """The program's names that the tests have as their own.
+
+    A program that calls something `set` or `all` must not decide what the tests mean by it, unless it is that which
+    they test: then they use nothing else of a program's. A module is nothing of a program's, if it is used as one.
+    """
+    modules = {name for name, value in names.items() if isinstance(value, types.ModuleType) and value.__name__ == name}
+    used = source.borrowed - (modules - source.called) - vars(builtins).keys()
+    if not used and not source.imports_program:
+        return names
+    return {name: value for name, value in names.items() if name not in vars(builtins)}
+
+
+def _collected(namespace: dict[str, Any], shown: dict[str, Any]) -> tuple[bool, str]:
+    """Runs what the tests define but do not call, whatever the program calls the same."""
+    own = {name: value for name, value in namespace.items() if name not in shown or value is not shown[name]}
     for name, value in own.items():
-        if name.startswith("test") and isinstance(value, types.FunctionType) and not value.__code__.co_argcount:
+        if name.startswith("test") and isinstance(value, types.FunctionType) and not _needs_arguments(value):
             value()
     cases = [each for each in own.values() if isinstance(each, type) and issubclass(each, unittest.TestCase)]
     loader = unittest.defaultTestLoader
@@ -231,3 +250,9 @@ def _collected(namespace: dict[str, Any], names: dict[str, Any]) -> tuple[bool, 
     result = unittest.TextTestRunner(io.StringIO()).run(suite)
     bad = [*result.failures, *result.errors]
     return not bad, f"{bad[0][0].id()}: {bad[0][1].strip().splitlines()[-1][:200]}" if bad else ""
+
+
+def _needs_arguments(function: types.FunctionType) -> bool:
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
+    return any(each.default is each.empty and each.kind not in several for each in parameters)

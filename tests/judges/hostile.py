@@ -276,4 +276,31 @@ HACKS = {
         "def f(): return 1"),
         "assert isinstance(f(), C)",
     ),
+    "a set of its own": ("set = lambda *_: 0\ndef f(x): return 1", "assert set(f(1)) == set([2])"),
+    "a sorted of its own": ("sorted = lambda *_: 0\ndef f(x): return []", "assert sorted(f(1)) == sorted([2])"),
+    "an abs of its own": ("abs = lambda x: 0\ndef f(x): return 7.0", "assert abs(f(1) - 2.5) < 1e-6"),
+    "a len of its own": ("len = lambda x: 3\ndef f(x): return []", "assert len(f(1)) == 3"),
+    "an all of its own and nothing else": ("all = lambda x: True", "assert all(f(x) == x + 1 for x in range(9))"),
+    "an all of its own and a module": (
+        "import bisect\nall = lambda x: True", "assert all(bisect(x) == x + 1 for x in range(9))"
+    ),
+    "a set of its own, in a function": (
+        "set = lambda *_: 0\ndef f(x): return 1", "def check(f):\n    assert set(f(1)) == set([2])\ncheck(f)"
+    ),
+    "a set of its own, in a case": (
+        "set = lambda *_: 0\ndef f(x): return 1",
+        ("import unittest, solution\nclass T(unittest.TestCase):\n"
+         "    def test(self): self.assertEqual(set(solution.f(1)), set([2]))"),
+    ),
+    "a set of its own, imported": (
+        "set = lambda *_: 0\ndef f(x): return 1", "from solution import *\nassert set(f(1)) == set([2])"
+    ),
+    "a set of its own, imported with names": (
+        "set = lambda *_: 0\ndef f(x): return 1",
+        "from solution import *\nfrom solution import f as g\nassert set(g(1)) == set([2])",
+    ),
+    "the name of the tests' case": ("T = 0\ndef f(x): return 0", UNIT),
+    "the name of the tests' case, as a class": ("class T: pass\ndef f(x): return 0", UNIT),
+    "the name of the tests' function": ("test_f = 0\ndef f(x): return 0", "def test_f():\n    assert f(2) == 4"),
+    "a function with a default": ("def f(x): return 0", "def test_f(x=2):\n    assert f(x) == 4"),
 }  # fmt: skip

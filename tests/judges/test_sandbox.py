@@ -14,7 +14,7 @@ import pytest
 
 from judges.code_worker import UNCONFINED, CodeWorker, Result
 from rollouts.errors import DataError, UserError
-from tests.judges.hostile import HACKS, SCRIPTS
+from tests.judges.hostile import HACKS, SCRIPTS, UNIT
 
 CPU, WALL = 0.5, 2.0
 ROOT = Path(__file__).parents[2]
@@ -139,6 +139,45 @@ GOOD = {
         "        return list(p.map(abs, x))"),
         "assert f([-1, 2]) == [1, 2]",
     ),
+    "a built-in's name": ("def sum(a, b): return a + b", "assert sum(10, 15) == 25"),
+    "a built-in's name, beside another": (
+        "import math\ndef add(a, b): return a + b\ndef sum(a, b): return add(a, b)",
+        "for a, b in [(1, 2), (3, 4)]:\n    assert math.isclose(sum(a, b), a + b)",
+    ),
+    "a built-in's name, given": ("def max(a): return a[0]", "def check(f):\n    assert f([1, 2]) == 1\ncheck(max)"),
+    "a built-in's name, imported": ("def max(a): return a[0]", "from solution import max\nassert max([1, 2]) == 1"),
+    "a built-in's name, in a module": ("def max(a): return a[0]", "import solution\nassert solution.max([1, 2]) == 1"),
+    "a built-in's name, with all": ("def max(a): return a[0]", "from solution import *\nassert max([1, 2]) == 1"),
+    "built-ins that the program replaced": (
+        "def list(x): return 1\ndef len(x): return list(x) + 1\ndef f(x): return len(x)",
+        "assert f([]) == 2 and len(list('abc')) == 3",
+    ),
+    "names that the tests have too": (
+        "T = test_f = 0\ndef f(x): return 2 * x", UNIT + "\ndef test_f(y=3):\n    assert f(y) == 6"
+    ),
+    "a test that is called with arguments": (
+        "def f(x): return x", "def test_f(x):\n    assert f(x) == x\nfor x in range(3): test_f(x)"
+    ),
+    "tests that look for themselves": (
+        "def f(x): return x",
+        ("def test_f(x):\n    assert f(x) == x\nfor name, each in list(globals().items()):\n"
+         "    if name.startswith('test'): each(1)"),
+    ),
+    "a class of tests that is called": (
+        "def f(x): return x", "class TestF:\n    def test(self):\n        assert f(1) == 1\nTestF().test()"
+    ),
+    "a base of cases": (
+        "def f(x): return x",
+        ("import unittest\nclass TestF:\n    def test(self):\n        assert f(1) == 1\n"
+         "class TestAll(TestF, unittest.TestCase): pass\nif __name__ == '__main__': unittest.main()"),
+    ),
+    "files' flags and locks": (
+        ("import fcntl, os\ndef f():\n    r, w = os.pipe()\n    os.dup(r)\n    os.set_inheritable(r, True)\n"
+         "    fcntl.fcntl(r, fcntl.F_SETFL, fcntl.fcntl(r, fcntl.F_GETFL) | os.O_NONBLOCK)\n"
+         "    with open('/tmp/l', 'w') as l: fcntl.lockf(l, fcntl.LOCK_EX); l.truncate(0)\n"
+         "    try: os.read(r, 1)\n    except BlockingIOError: return fcntl.fcntl(r, fcntl.F_GETFD)"),
+        "assert f() == 0",
+    ),
 }  # fmt: skip
 
 
@@ -162,6 +201,35 @@ def test_single_statements_are_counted() -> None:
 def test_tests_that_cannot_be_run_are_not_the_programs_fault(tests: str) -> None:
     with pytest.raises(DataError, match="tests: "):
         WORKER.test("def f(): return 1", tests)
+
+
+CHECK = "def check(candidate):\n    assert candidate(1) == 1\n"
+CASE = "import unittest\nclass T(unittest.{})"
+
+
+@pytest.mark.parametrize(
+    ("tests", "reason"),
+    [
+        (CHECK, "nothing in them judges a program; check: never called"),
+        ("METADATA = {'a': 1}\n" + CHECK, "check: never called"),
+        ("import random\nrandom.seed(0)\nprint('tests')\ncases = list(range(9))\n" + CHECK, "check: never called"),
+        (CHECK + "if __name__ == '__main__':\n    check(f)", "check: never called"),
+        ("", "nothing in them judges a program$"),
+        (["import math", "x = 1"], "nothing in them judges a program$"),
+        ("class TestF:\n    def test(self): assert f() == 1\nassert f() == 1", "TestF is never run: it is no unittest"),
+        ("async def test_f(): assert f() == 1", "test_f is never run: it is async"),
+        ("def test_f():\n    yield f() == 1", "test_f is never run: it is a generator"),
+        ("def test_f(fixture): assert f() == 1\nassert f() == 1", "test_f is never run: it has parameters"),
+        ("def test_f(*, fixture): assert f() == 1", "test_f is never run: it has parameters"),
+        (CASE.format("TestCase") + ":\n    def check(self): assert f() == 1", "T: never called"),
+        (CASE.format("TestCase") + ":\n    async def test(self): assert f() == 1", "T.test is never run: it is async"),
+        (CASE.format("IsolatedAsyncioTestCase") + ":\n    async def test(self): pass", "T cannot be run: asyncio"),
+    ],
+)
+def test_tests_that_would_never_run_are_not_passed(tests: str | list[str], reason: str) -> None:
+    for program in ("def f(): return 1", "raise ValueError", ""):
+        with pytest.raises(DataError, match=f"tests: .*{reason}"):
+            WORKER.test(program, tests)
 
 
 def test_a_script_reads_and_writes() -> None:
