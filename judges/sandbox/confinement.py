@@ -3,7 +3,7 @@
 | what | keeps from | needs |
 |---|---|---|
 | seccomp | network, other processes, privileges | any Linux on x86-64 or aarch64 |
-| Landlock | all files but a few libraries | Linux 6.2 (beside namespaces 5.13), also in a container |
+| Landlock | all files but a few libraries | Linux 5.13, also in a container |
 | namespaces | all files, as above, and gives a `/tmp`; seeing processes | root, or user namespaces |
 | limits | CPU time, memory, threads, size of files | |
 
@@ -65,9 +65,7 @@ def confine(without: Collection[str] = ()) -> list[str]:
     try:
         if "landlock" in without:
             raise OSError("Landlock: left out")
-        # In namespaces all is mounted read-only; else Landlock alone keeps files from being emptied.
-        least = landlock.GOVERNS_TRUNCATION if missing else 1
-        landlock.restrict(files, [*scratch, *namespaces.DEVICES], least)
+        landlock.restrict(files, [*scratch, *namespaces.DEVICES])
     except OSError as error:
         missing.append(str(error.strerror or error))
     if not seccomp.supported():

@@ -6,7 +6,6 @@ Source: Linux' Documentation/userspace-api/landlock.rst.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import struct
 from collections.abc import Sequence
@@ -26,16 +25,13 @@ _RIGHTS = (13, 14, 15, 15, 16)  # file-system rights that are known by version 1
 READ = _EXECUTE | _READ_FILE | _READ_DIR
 WRITE = READ | _WRITE | _REMOVE_DIR | _REMOVE_FILE | _MAKE_DIR | _MAKE_REGULAR | _REFER | _TRUNCATE
 _OF_A_FILE = _EXECUTE | _WRITE | _READ_FILE | _TRUNCATE
-GOVERNS_TRUNCATION = 3
-"""The first version that does: before, a file that may be read can be emptied by opening it."""
 
 
-def restrict(readable: Sequence[str], writable: Sequence[str], least: int = 1) -> None:
+def restrict(readable: Sequence[str], writable: Sequence[str]) -> None:
     """Only what lies beneath these paths can be opened from now on; those that are not there are left out.
 
     Raises:
-        OSError: the kernel has no Landlock, or it is switched off, or is of a version before `least`; nothing is
-            restricted then.
+        OSError: the kernel has no Landlock, or it is switched off.
     """
     libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,8 +43,6 @@ def restrict(readable: Sequence[str], writable: Sequence[str], least: int = 1) -
         return result
 
     version = call(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(_VERSION))
-    if version < least:
-        raise OSError(errno.ENOSYS, f"Landlock: the kernel has version {version}, and {least} is needed")
     handled = (1 << _RIGHTS[min(version, len(_RIGHTS)) - 1]) - 1
     attributes = struct.pack("Q", handled)
     rules = call(_CREATE, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint(0))

@@ -107,6 +107,7 @@ PYTHON = {
         "            n += f.write(b'A' * (1 << 20))\nfinally:\n    if n > 32 << 20: print('ESCAPED')"
     ),
     "inode filler": "for i in range(100000): open(f'/tmp/{i}', 'w').close()\n" + ESCAPED,
+    "truncation by opening": _if_possible("import os; os.open(os.__file__, os.O_RDONLY | os.O_TRUNC)"),
     "truncation by path": _if_possible("import os; open('/tmp/x', 'w').close(); os.truncate('/tmp/x', 0)"),
     "large sparse file": "with open('/tmp/x', 'wb') as f:\n    f.truncate(1 << 34)\n" + ESCAPED,
     "socket": _if_possible("import socket; socket.socket()"),
