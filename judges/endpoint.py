@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from judges.llm import DIFFICULTY, LABELS, Verdict, filled
+from judges.llm import DIFFICULTY, LABELS, Failure, Verdict, filled
 from rollouts.errors import ConfigError
 from rollouts.types import Message
 
@@ -28,20 +28,13 @@ GRADES = 10
 
 
 @dataclass(frozen=True)
-class Failure:
-    """What could not be judged. Example: `Failure("timed out, 5 times")`."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
 class Endpoint:
     """Where a model is asked, and how long.
 
     Example: `Endpoint("http://127.0.0.1:8000/v1", "meta-llama/Llama-3.3-70B-Instruct")`
 
     `key_env` names the environment variable with the key; `timeout` is in seconds, of each try; `samples` answers are
-    asked for, whose votes or mean make the score.
+    asked for, whose votes or mean make the score; of half of them or fewer there is none.
     """
 
     base_url: str
@@ -126,10 +119,13 @@ class EndpointClient:
     async def samples(
         self, text: str, key: str, schema: Mapping[str, Any], read: Callable[[Any], T | None]
     ) -> list[T] | Failure:
-        """`endpoint.samples` answers, less those that failed; a failure if all did."""
+        """`endpoint.samples` answers, less those that failed; a failure unless more than half are left."""
         found = await asyncio.gather(*(self.ask(text, key, schema, read) for _ in range(self.endpoint.samples)))
         values = [each for each in found if not isinstance(each, Failure)]
-        return values or next(each for each in found if isinstance(each, Failure))
+        if 2 * len(values) > len(found):
+            return values
+        reason = next(each.reason for each in found if isinstance(each, Failure))
+        return Failure(f"{len(found) - len(values)} of {len(found)} answers failed: {reason}" if values else reason)
 
     async def close(self) -> None:
         """Ends the connections."""
@@ -158,7 +154,8 @@ class EndpointJudge:
         votes = Counter(labels)
         shares = {label: votes[label] / len(labels) for label in LABELS}
         score = sum(DIFFICULTY[label] * share for label, share in shares.items())
-        return Verdict(score, max(LABELS, key=lambda label: shares[label]), "", self.name, shares)
+        label, missing = max(LABELS, key=lambda label: shares[label]), self._client.endpoint.samples - len(labels)
+        return Verdict(score, label, "", self.name, shares, missing)
 
 
 class EndpointGrader:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from judges.llm import Failure, Verdict
 from judges.pruner import Candidate, Decision
 from rollouts.types import Message
 
@@ -16,11 +17,14 @@ EXAMPLES = 10
 CUT = 400
 """Characters of each turn that an example shows."""
 
+ByJudge = Mapping[str, Mapping[int, Verdict | Failure]]
+"""Judge → row → what it said of it; rows that it was not shown are left out."""
+
 
 def numbers(
     candidates: Sequence[Candidate],
     decisions: Sequence[Decision],
-    scores_by_judge: dict[str, list[float | None]],
+    by_judge: ByJudge,
     pass_rates: Sequence[float | None],
 ) -> dict[str, Any]:
     """The report.
@@ -28,9 +32,13 @@ def numbers(
     Args:
         candidates: the demonstrations.
         decisions: on each.
-        scores_by_judge: each judge's scores, None where it gave none.
+        by_judge: what each judge said.
         pass_rates: the policy's own on each, None where unknown.
     """
+    scores_by_judge = [
+        [said.score if isinstance(said := judged.get(row), Verdict) else None for row in range(len(candidates))]
+        for judged in by_judge.values()
+    ]
     strata: dict[str, dict[str, Any]] = {}
     for name in sorted({candidate.stratum for candidate in candidates}):
         rows = [index for index, candidate in enumerate(candidates) if candidate.stratum == name]
@@ -41,6 +49,7 @@ def numbers(
             "kept": sum(decisions[index].kept for index in rows),
             "mean_score": sum(scores) / len(scores) if scores else None,
             "scores": [histogram[place] for place in range(BINS)],
+            "not_judged": dict(Counter(_cause(candidates[index]) for index in rows if candidates[index].problem)),
         }
     return {
         "rows": len(candidates),
@@ -48,11 +57,41 @@ def numbers(
         "not_judged": sum(candidate.verdict is None for candidate in candidates),
         "reasons": dict(Counter(_kind(decision) for decision in decisions).most_common()),
         "capabilities": strata,
-        "agreement_of_judges": agreement(list(scores_by_judge.values())),
+        "failed_by_judge": failures(by_judge),
+        "short_by_judge": {
+            name: sum(isinstance(said, Verdict) and said.missing > 0 for said in judged.values())
+            for name, judged in by_judge.items()
+        },
+        "agreement_of_judges": agreement(scores_by_judge),
         "agreement_with_pass_rates": auc(
             [candidate.verdict.score if candidate.verdict else None for candidate in candidates], pass_rates
         ),
     }
+
+
+def failures(by_judge: ByJudge) -> dict[str, int]:
+    """Judge → how many rows it gave no verdict on, of those that it was shown."""
+    return {name: sum(isinstance(said, Failure) for said in judged.values()) for name, judged in by_judge.items()}
+
+
+def warnings(found: dict[str, Any]) -> list[str]:
+    """What a reader of the report's numbers should not miss, a line each."""
+    lines = [f"rows that {name} could not judge: {count}" for name, count in found["failed_by_judge"].items() if count]
+    lines += [
+        f"verdicts of {name} by fewer answers than were asked for, since the others failed: {count}; a rerun asks again"
+        for name, count in found["short_by_judge"].items()
+        if count
+    ]
+    for name, values in found["capabilities"].items():
+        if not values["kept"]:
+            causes = ", ".join(f"{cause} {count}" for cause, count in values["not_judged"].items())
+            lines.append(f"nothing is left of {name} with its {values['rows']} rows: {causes}")
+    return lines
+
+
+def _cause(candidate: Candidate) -> str:
+    """Why there is no verdict, without the particulars."""
+    return candidate.problem.partition(":")[0]
 
 
 def _kind(decision: Decision) -> str:
@@ -63,17 +102,17 @@ def _kind(decision: Decision) -> str:
 def agreement(scores: Sequence[Sequence[float | None]]) -> float | None:
     """Krippendorff's alpha of several judges' scores as intervals: 1 for the same, 0 for what chance gives.
 
-    None for fewer than two judges, or where nothing varies.
+    None for fewer than two judges, or where nothing varies of what two of them judged.
     """
     if len(scores) < 2:
         return None
     import krippendorff
-    import numpy as np
 
     data = np.array([[np.nan if score is None else score for score in row] for row in scores])
-    if np.nanstd(data) == 0 or not (~np.isnan(data)).all(axis=0).any():
+    compared = data[:, (~np.isnan(data)).sum(axis=0) > 1]
+    if compared.size == 0 or np.nanstd(compared) == 0:
         return None
-    return float(krippendorff.alpha(data, level_of_measurement="interval"))
+    return float(krippendorff.alpha(compared, level_of_measurement="interval"))
 
 
 def auc(scores: Sequence[float | None], pass_rates: Sequence[float | None]) -> float | None:
@@ -108,6 +147,8 @@ def page(
         mean = "" if values["mean_score"] is None else f"{values['mean_score']:.2f}"
         bins = " ".join(map(str, values["scores"]))
         lines.append(f"| {name} | {values['rows']} | {values['kept']} | {mean} | {bins} |")
+    if warned := warnings(found):
+        lines += ["", *(f"- {warning}" for warning in warned)]
     lines += [
         "",
         "| reason | rows |",

@@ -64,14 +64,21 @@ def _call(name: str, reward: Reward, prompt: Prompt, completion: str) -> Score:
         raise
     except Exception as error:
         raise JudgeError(f"reward {name} failed on prompt {prompt.prompt_id}: {describe(error)}") from error
-    if isinstance(value, Score) and math.isfinite(value.reward):
+    if isinstance(value, Score) and _finite(value.reward, *value.breakdown.values()):
         return value
     value = value.item() if hasattr(value, "item") else value  # a number of numpy or torch
     if isinstance(value, bool):
         return Score(float(value), value)
-    if isinstance(value, int | float) and math.isfinite(value):
+    if isinstance(value, int | float) and _finite(value):
         return Score(float(value), value >= SOLVED_FROM)
     raise JudgeError(
         f"reward {name} returned {value!r:.80} for prompt {prompt.prompt_id}; "
-        "expected a finite number, a bool or a Score"
+        "expected a finite number, a bool or a Score of finite numbers"
     )
+
+
+def _finite(*values: Any) -> bool:
+    try:
+        return all(map(math.isfinite, values))
+    except (TypeError, OverflowError):  # no number, or too large a one
+        return False

@@ -16,18 +16,19 @@ from typing import Any
 from curricula.datasets import Demonstration
 from judges import report
 from judges.duplicates import near_duplicates
-from judges.endpoint import Endpoint, EndpointClient, EndpointJudge, Failure, check_address
-from judges.llm import LABELS, TEMPLATE, LLMJudge, Verdict
+from judges.endpoint import Endpoint, EndpointClient, EndpointJudge, check_address
+from judges.llm import LABELS, PLACES, TEMPLATE, Failure, LLMJudge, Verdict
 from judges.pruner import Candidate, Decision, decide
 from judges.verdict_cache import VerdictCache, identity, key_of
 from posttrain import data
 from posttrain.cluster import Cluster, answer, engine_settings, run
-from posttrain.config import Config, resolve_data, resolve_model
+from posttrain.config import Config, resolve_model
 from posttrain.passk import read_questions
 from posttrain.placement import ROLES
 from posttrain.progress import bar, say
 from posttrain.rundir import RunDir, check_model, write_json
-from rollouts.errors import ConfigError, UserError
+from posttrain.templates import read_template
+from rollouts.errors import UserError
 from rollouts.generator import Request
 from rollouts.recorder import write_rows
 from rollouts.renderer import Renderer
@@ -61,7 +62,8 @@ def prune(config: Config, rundir: RunDir) -> Pruned:
         UserError: wrong data, template or judge model; or too many demonstrations could not be judged.
     """
     rows = data.demonstrations(config)
-    template = _template(config)
+    own = config.judge.template
+    template = TEMPLATE if own is None else read_template("judge.template", own, PLACES)
     models = [*([] if config.judge.endpoint else [config.judge.model]), *config.judge.panel]
     for model in models:
         check_model(resolve_model(model))
@@ -76,7 +78,8 @@ def prune(config: Config, rundir: RunDir) -> Pruned:
             endpoint = Endpoint(**config.judge.endpoint.model_dump())
             check_address(endpoint.base_url)
             who = json.dumps(["endpoint", endpoint.base_url, endpoint.model, endpoint.samples])
-            by_judge[endpoint.model] = _ask(rows, shown, who, template, verdicts, _remote(endpoint, template))
+            name = f"{endpoint.model} at {endpoint.base_url}"  # which the panel may have on engines too
+            by_judge[name] = _ask(rows, shown, who, template, verdicts, _remote(endpoint, template))
         if models:
             with Cluster.of(config, ROLES["prune"]) as cluster:
                 for model in models:
@@ -87,7 +90,7 @@ def prune(config: Config, rundir: RunDir) -> Pruned:
     _check_failed(candidates, by_judge, repeats, config.judge.max_failed)
     settings = config.prune
     decisions = decide(candidates, settings.keep_ratio, settings.threshold, settings.method, config.seed)
-    _write(rundir.stage("sft"), rows, candidates, decisions, by_judge, known)
+    found = _write(rundir.stage("sft"), rows, candidates, decisions, by_judge, known)
     labels = Counter(candidate.verdict.label for candidate in candidates if candidate.verdict)
     result = Pruned(len(rows), sum(decision.kept for decision in decisions))
     by_label = ", ".join(f"{label} {labels[label]}" for label in LABELS)
@@ -95,22 +98,10 @@ def prune(config: Config, rundir: RunDir) -> Pruned:
     failed = len(shown) - sum(labels.values())
     others += f", not judged {failed}" if failed else ""
     say(f"prune: {by_label}{others}; kept {result.rows_kept} of {result.rows_in} ({result.dropped_share:.0%} dropped)")
+    for line in report.warnings(found):
+        say(f"prune: {line}")
     say(f"{rundir.stage('sft') / 'prune.md'} shows what lies on both sides of the cut")
     return result
-
-
-def _template(config: Config) -> str:
-    if config.judge.template is None:
-        return TEMPLATE
-    path = Path(resolve_data(config.judge.template))
-    try:
-        template = path.read_text().rstrip("\n")  # an editor ends a file with a newline, a prompt does not
-    except OSError as error:
-        raise ConfigError(f"judge.template: {path}: {error.strerror or error}") from None
-    for place in ("{prompt}", "{response}"):
-        if place not in template:
-            raise ConfigError(f"judge.template: {path}: has no {place}")
-    return template
 
 
 def _repeats(rows: Sequence[Demonstration], similarity: float | None) -> dict[int, int]:
@@ -141,7 +132,8 @@ def _ask(
 
     def record(said: Judged) -> None:
         judged.update(said)
-        cache.put({keys[index]: verdict for index, verdict in said.items() if isinstance(verdict, Verdict)})
+        whole = {index: each for index, each in said.items() if isinstance(each, Verdict) and not each.missing}
+        cache.put({keys[index]: verdict for index, verdict in whole.items()})
 
     if todo:
         ask(todo, record)
@@ -214,17 +206,16 @@ async def _judge(
 def _candidate(
     rows: Sequence[Demonstration], index: int, by_judge: dict[str, Judged], repeats: dict[int, int]
 ) -> Candidate:
-    """A row with the mean of its verdicts."""
+    """A row with the mean of its verdicts; none without that of each judge, since judges have scales of their own."""
     row = rows[index]
     length = len(row.messages[-1]["content"])
     if index in repeats:
         return Candidate(row.capability, length, None, f"near-duplicate: of {rows[repeats[index]].row_id}")
     said = [judged[index] for judged in by_judge.values()]
-    verdicts = [verdict for verdict in said if isinstance(verdict, Verdict)]
-    if not verdicts:
-        reasons = [each.reason for each in said if isinstance(each, Failure)]
+    reasons = [each.reason for each in said if isinstance(each, Failure)]
+    if reasons:
         return Candidate(row.capability, length, None, f"not judged: {reasons[0]}")
-    return Candidate(row.capability, length, mean(verdicts))
+    return Candidate(row.capability, length, mean([each for each in said if isinstance(each, Verdict)]))
 
 
 def mean(verdicts: Sequence[Verdict]) -> Verdict:
@@ -247,9 +238,15 @@ def _check_failed(
         reasons = Counter(candidate.problem.removeprefix("not judged: ") for candidate in failed)
         ((reason, count),) = reasons.most_common(1)
         raise UserError(
-            f"judge: {len(failed)} of {shown} demonstrations could not be judged by {', '.join(by_judge)} (allowed: "
+            f"judge: {len(failed)} of {shown} demonstrations could not be judged by {_by_whom(by_judge)} (allowed: "
             f"judge.max_failed={most:g}); {count} times: {reason}; the verdicts so far are kept, run the command again"
         )
+
+
+def _by_whom(by_judge: dict[str, Judged]) -> str:
+    """The judges that failed; of several, with how many rows each failed on."""
+    failed = {name: count for name, count in report.failures(by_judge).items() if count}
+    return ", ".join(f"{name} ({count})" if len(by_judge) > 1 else name for name, count in failed.items())
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
@@ -262,14 +259,11 @@ def _write(
     decisions: Sequence[Decision],
     by_judge: dict[str, Judged],
     known: dict[str, float],
-) -> None:
+) -> dict[str, Any]:
+    """Writes the files; returns the report's numbers."""
     everything = range(len(rows))
-    scores = {
-        name: [verdict.score if isinstance(verdict := judged.get(index), Verdict) else None for index in everything]
-        for name, judged in by_judge.items()
-    }
     rates = [known.get(question_id(row.messages)) for row in rows]
-    found = report.numbers(candidates, decisions, scores, rates)
+    found = report.numbers(candidates, decisions, by_judge, rates)
     text = report.page(found, candidates, decisions, [row.messages for row in rows])
     temporary = folder / ".prune.md.tmp"
     temporary.write_text(text)
@@ -297,3 +291,4 @@ def _write(
         "kept": [index for index in everything if decisions[index].kept],  # last: its presence says that it is done
     }.items():
         write_rows(folder / f"{name}.parquet", [row(index) for index in chosen])
+    return found

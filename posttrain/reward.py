@@ -8,18 +8,18 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray.exceptions import ActorUnavailableError
 
 from judges.endpoint import Endpoint, Grade, check_address, endpoint_grades
-from judges.llm import MET, LLMJudge
+from judges.llm import MET, PLACES, Failure, LLMJudge
 from judges.rubric import MET_TEMPLATE, TEMPLATE, Criterion, Grades, Rubric, graded
 from judges.scorer import load_scorer
 from posttrain.cluster import answer
-from posttrain.config import Config, CriterionConfig, resolve_data, resolve_model
-from rollouts.errors import ConfigError, EngineError, JudgeError
+from posttrain.config import Config, CriterionConfig, resolve_model
+from posttrain.templates import read_template
+from rollouts.errors import EngineError, JudgeError
 from rollouts.generator import Request
 from rollouts.renderer import Renderer
 from rollouts.types import Message, Prompt, Rollout, Score, Scorer
@@ -70,14 +70,7 @@ def _scorer(config: Config, name: str, criterion: CriterionConfig, graders: Sequ
         return _one_at_a_time(load_scorer(criterion.reward))
     template = TEMPLATE if rubric.endpoint else MET_TEMPLATE
     if criterion.template is not None:
-        key, path = f"rubric.criteria.{name}.template", Path(resolve_data(criterion.template)).expanduser()
-        try:
-            template = path.read_text().rstrip("\n")
-        except OSError as error:
-            raise ConfigError(f"{key}: {criterion.template}: {error.strerror or error}") from None
-        for place in ("{prompt}", "{response}"):
-            if place not in template:
-                raise ConfigError(f"{key}: {criterion.template}: has no {place}")
+        template = read_template(f"rubric.criteria.{name}.template", criterion.template, PLACES)
     template = template.replace("{criterion}", criterion.judge)
     if rubric.endpoint is not None:
         check_address(rubric.endpoint.base_url)
@@ -109,8 +102,9 @@ def _engine_grades(config: Config, template: str, graders: Sequence[Any]) -> Gra
     def grades(conversations: Sequence[Sequence[Message]]) -> list[Grade]:
         judge = judges[next(turns) % len(judges)]
         try:
-            return [verdict.score for verdict in asyncio.run(judge.judge(conversations))]
+            found = asyncio.run(judge.judge(conversations))
         except EngineError as error:
+        return [verdict if isinstance(verdict, Failure) else verdict.score for verdict in found]
             raise JudgeError(f"rubric.model={rubric.model}: {error}") from error
 
     return grades

@@ -5,6 +5,7 @@ Sampled completions are never tokenized again: what the engine sampled is what t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,10 @@ class Renderer:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
         if not self.tokenizer.chat_template:
             raise DataError(f"{model}: the tokenizer has no chat template; add one as chat_template.jinja")
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        special = sorted(added.union(self.tokenizer.all_special_tokens))
+        first = [f"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in special if len(text) > 1]
+        self._special = re.compile("|".join(first) or "(?!)")  # the first letter of each
 
     def prompt_tokens(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         """Token ids of the conversation up to where the assistant speaks."""
@@ -34,6 +39,10 @@ class Renderer:
                 "input_ids"
             ]
         )
+
+    def plain(self, text: str) -> str:
+        """The text with a space in each special token that it spells, so that it is tokenized as text throughout."""
+        return self._special.sub(lambda first: f"{first.group()} ", text)
 
     def fitting(self, prompts: Sequence[Prompt], max_tokens: int) -> list[Prompt]:
         """The prompts that leave room for an answer within a context of `max_tokens`."""

@@ -242,7 +242,16 @@ class EndpointConfig(Section):
     timeout: float = Field(default=60.0, gt=0)
     """Seconds that a try may take."""
     samples: int = Field(default=1, ge=1)
-    """Answers for each demonstration, whose votes make the score."""
+    """Answers for each demonstration, whose votes make the score, if more than half of them come."""
+
+
+class PreferenceConfig(EndpointConfig):
+    """A model behind an OpenAI-compatible endpoint that compares answers."""
+
+    template: str | None = None
+    """Path of a text file with the question to it, with `{prompt}`, `{first}` and `{second}`, and where wanted
+    `{fence}`, a line around an answer that no answer can foretell. It is to be answered as the built-in one, with the
+    object `{"better": "A"}`, `B` or `tie`. null: the built-in one."""
 
 
 class JudgeConfig(Section):
@@ -251,9 +260,11 @@ class JudgeConfig(Section):
     model: str = ""
     """A model directory, hub name or `tiny:judge`. Not given: the value of the top-level `model`."""
     template: str | None = None
-    """Path of a text file with the judge's prompt. null: the built-in one."""
+    """Path of a text file with the judge's prompt, with `{prompt}` and `{response}`, and where wanted `{fence}`, a line
+    around the answer that the answer cannot foretell; or `tiny:judge-template`. null: the built-in one."""
     max_prompt_tokens: int = Field(default=4096, ge=1)
-    """Longest prompt that the judge reads, in tokens."""
+    """Longest prompt that the judge reads, in tokens. Of a longer one the beginning of the answer is judged; where the
+    question alone is longer, nothing is."""
     count: int | None = Field(default=None, ge=1)
     """Engines that judge, on the GPUs that the pool and the trainer use later. null: `generators.count`."""
     tensor_parallel: int | None = Field(default=None, ge=1)
@@ -261,11 +272,13 @@ class JudgeConfig(Section):
     endpoint: EndpointConfig | None = None
     """Ask this one instead of loading `model`. null: load it."""
     panel: list[str] = Field(default_factory=list)
-    """More models, directories or hub names, that judge after the first; scores are means over all."""
+    """More models, directories or hub names, that judge after the first; scores are means over all, and a
+    demonstration that one of them cannot judge is not judged."""
     cache: str | None = None
     """File of the verdicts given so far, which runs may share. null: `sft/verdicts.sqlite` of the run."""
     max_failed: float = Field(default=0.1, ge=0, le=1)
-    """Largest share of the demonstrations that may stay without a verdict; with more, the stage ends."""
+    """Largest share of the demonstrations that may stay without a verdict, by any judge of the panel; with more, the
+    stage ends."""
 
 
 class PruneConfig(Section):
@@ -299,8 +312,9 @@ class CriterionConfig(Section):
     """What a model is asked about an answer, such as `The answer is polite.`: an endpoint's grades it from 0 to 10, the
     grade of `rubric.model` is the probability with which it says yes."""
     template: str | None = None
-    """A text file with the question to that model, with `{criterion}`, `{prompt}` and `{response}`, or
-    `tiny:chat-template`. null: the built-in one."""
+    """A text file with the question to that model, with `{criterion}`, `{prompt}` and `{response}`, and where wanted
+    `{fence}`, a line around the answer that the answer cannot foretell; or `tiny:chat-template`. null: the built-in
+    one."""
     weight: float = Field(default=1.0, gt=0)
     """In the reward, relative to the other criteria."""
     pass_grade: float = Field(default=0.7, ge=0, le=1)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from judges.endpoint import Endpoint, EndpointClient, EndpointGrader, EndpointJudge, Failure, check_address
-from judges.llm import Verdict
+from judges.endpoint import Endpoint, EndpointClient, EndpointGrader, EndpointJudge, check_address
+from judges.llm import Failure, Verdict
 from judges.verdict_cache import VerdictCache, key_of
 from rollouts.errors import ConfigError, DataError
 from tests.judges.server import Server, completion, serving
@@ -54,6 +54,27 @@ async def test_several_answers_vote(server: Server) -> None:
     (verdict,) = await judged(server, "one", samples=4)
     assert verdict.score == pytest.approx(0.625)
     assert verdict.criteria == {"easy": 0.25, "medium": 0.25, "hard": 0.5}
+
+
+async def test_a_vote_needs_more_than_half_of_its_answers(server: Server) -> None:
+    server.scripts = {"three": ["hard", (500, "{}"), "hard", "easy"], "two": ["hard", (500, "{}"), (500, "{}"), "easy"]}
+    (three,) = await judged(server, "three", samples=4, retries=0)
+    assert (three.score, three.missing) == (pytest.approx(2 / 3), 1)
+    (two,) = await judged(server, "two", samples=4, retries=0)
+    assert isinstance(two, Failure)
+    assert two.reason.startswith("2 of 4 answers failed: InternalServerError")
+
+
+async def test_a_grade_needs_more_than_half_of_its_answers(server: Server) -> None:
+    server.scripts = {"1+1": [(200, completion("10")), (500, "{}"), (200, completion("4"))]}
+    found = []
+    for samples in (3, 2):
+        server.asked.clear()
+        client = EndpointClient(Endpoint(server.url, "m", retries=0, samples=samples), no_pause)
+        found.append(await EndpointGrader(client, "{prompt} {response}").grade(CONVERSATION))
+        await client.close()
+    assert found[0] == pytest.approx(0.7)
+    assert isinstance(found[1], Failure)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from judges.llm import MET, TEMPLATE, LLMJudge, filled
+from judges.llm import MET, TEMPLATE, Failure, LLMJudge, Verdict, filled
 from rollouts.errors import JudgeError
 from rollouts.generator import Request
 from rollouts.types import Rollout
@@ -14,10 +14,13 @@ LOGPROBS = {"easy": [-0.1, -3.0], "medium": [-1.0, -0.2, -0.3], "hard": [-2.5, -
 
 
 class Letters:
-    """A renderer whose tokens are the letters of the last message."""
+    """A renderer whose tokens are the letters of the last message, but for `@`, which is a special one."""
 
     def prompt_tokens(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
         return tuple(map(ord, messages[-1]["content"]))
+
+    def plain(self, text: str) -> str:
+        return text.replace("@", "(at)")
 
 
 def said(request: Request) -> str:
@@ -113,7 +116,43 @@ async def test_an_engine_that_says_something_else_is_an_error_and_no_verdict() -
 def test_a_long_answer_is_cut() -> None:
     prompt = judge(Engine(), limit=50).prompt(conversation("2+2", "x" * 1000))
     assert "".join(map(chr, prompt)) == "2+2|" + "x" * 31  # halved until it fits
-    assert len(judge(Engine(), limit=5).prompt(conversation("a long question", "4"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("whole", "answer", "reason"),
+    [
+        (False, "4", "judge j: 16 tokens to read without the answer, max_prompt_tokens is 10"),
+        (True, "4", "judge j: 17 tokens to read, max_prompt_tokens is 10"),
+        (True, "", "judge j: 16 tokens to read, max_prompt_tokens is 10"),
+    ],
+)
+async def test_a_question_that_is_too_long_is_not_judged_and_others_are(whole: bool, answer: str, reason: str) -> None:
+    engine = Engine()
+    judge = LLMJudge("j", Letters(), engine, "{prompt}|{response}", 10, whole=whole)
+    first, long, last = await judge.judge(
+        [conversation("2+2", "4"), conversation("a long question", answer), conversation("2+3", "5")]
+    )
+    assert long == Failure(reason)
+    assert isinstance(first, Verdict)
+    assert isinstance(last, Verdict)
+    assert {said(request)[:5] for request in engine.requests} == {"2+2|4", "2+3|5"}
+    assert await judge.judge([conversation("a long question", answer)]) == [Failure(reason)]
+
+
+async def test_log_probabilities_that_are_none_make_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOGPROBS, "hard", [math.nan, -0.5])
+    assert await judge(Engine()).judge([conversation("2+2", "4")]) == [
+        Failure("judge j: its labels have log-probabilities of -3.1, -1.5, nan")
+    ]
+    monkeypatch.setitem(LOGPROBS, "hard", [-math.inf, -0.5])
+    (verdict,) = await judge(Engine()).judge([conversation("2+2", "4")])
+    assert isinstance(verdict, Verdict)
+    assert verdict.criteria["hard"] == 0.0
+
+
+def test_no_text_brings_special_tokens_along() -> None:
+    prompt = judge(Engine(), "@{prompt}|{response}@").prompt(conversation("2@2", "@4"))
+    assert "".join(map(chr, prompt)) == "@2(at)2|(at)4@"  # the template's own stay
 
 
 def test_a_template_needs_both_places() -> None:
@@ -133,5 +172,6 @@ def test_a_task_may_speak_of_the_templates_places() -> None:
 async def test_what_is_to_be_judged_whole_is_not_judged_by_its_beginning() -> None:
     judge = LLMJudge("j", Letters(), Engine(), "{prompt}|{response}", 5, whole=True)
     assert len(await judge.judge([conversation("2+2", "4")])) == 1
-    with pytest.raises(JudgeError, match="judge j: 6 tokens to read, max_prompt_tokens is 5"):
-        await judge.judge([conversation("2+2", "4"), conversation("2+2", "44")])
+    verdict, failure = await judge.judge([conversation("2+2", "4"), conversation("2+2", "44")])
+    assert isinstance(verdict, Verdict)
+    assert failure == Failure("judge j: 6 tokens to read, max_prompt_tokens is 5")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from judges.endpoint import Endpoint, EndpointClient, Failure
+from judges.endpoint import Endpoint, EndpointClient
+from judges.llm import Failure
 from judges.preference import PreferenceJudge
 from tests.judges.server import completion, serving
 
@@ -11,8 +12,9 @@ QUESTION = [{"role": "system", "content": "s"}, {"role": "user", "content": "1+1
 
 def reads(text: str) -> tuple[str, str]:
     """The answers in a question, as they come."""
-    first = text.partition("### Answer A\n")[2].partition("\n")[0]
-    return first, text.partition("### Answer B\n")[2].partition("\n")[0]
+    first, second = (text.partition(f"### Answer {name}\n")[2].split("\n") for name in "AB")
+    assert first[0] == first[2] == second[0] == second[2]
+    return first[1], second[1]
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,15 @@ async def test_both_orders(prefers, answers: tuple[str, str], expected: str) -> 
         client = EndpointClient(Endpoint(server.url, "m"))
         assert await PreferenceJudge(client).compare(QUESTION, *answers) == expected
         await client.close()
+
+
+async def test_a_template_of_the_users_own() -> None:
+    with serving() as server:
+        server.scripts = {"1+1": lambda text: (200, completion("A" if "1+1: good" in text else "B"))}
+        client = EndpointClient(Endpoint(server.url, "m"))
+        assert await PreferenceJudge(client, "{prompt}: {first} {second}").compare(QUESTION, "good", "poor") == "first"
+        await client.close()
+    assert [body["messages"][0]["content"] for body in server.seen[:1]] in (["1+1: good poor"], ["1+1: poor good"])
 
 
 async def test_a_failure_is_no_tie() -> None:

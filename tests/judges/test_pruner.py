@@ -1,12 +1,13 @@
 """Which demonstrations are kept and why, near-duplicates, and the report."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from judges import report
 from judges.duplicates import near_duplicates
-from judges.llm import Verdict
+from judges.llm import Failure, Verdict
 from judges.pruner import Candidate, decide
 
 
@@ -96,10 +97,11 @@ def test_the_report() -> None:
     candidates = [Candidate("math", 1, verdict(score)) for score in scores]
     candidates.append(Candidate("math", 1, None, "not judged: timed out"))
     decisions = decide(candidates, 0.5)
-    other = [score + 0.01 for score in scores] + [None]
-    found = report.numbers(
-        candidates, decisions, {"a": [*scores, None], "b": other}, [0.1, 0.2, 0.9, 0.3, 0.8, 1.0, None]
-    )
+    by_judge = {
+        name: {6: Failure("timed out"), **{row: verdict(score + more) for row, score in enumerate(scores)}}
+        for name, more in (("a", 0.0), ("b", 0.01))
+    }
+    found = report.numbers(candidates, decisions, by_judge, [0.1, 0.2, 0.9, 0.3, 0.8, 1.0, None])
     assert found["rows"], found["kept"] == (7, 3)
     assert found["not_judged"] == 1
     assert found["capabilities"]["math"]["scores"] == [1, 1, 0, 0, 1, 0, 1, 0, 1, 1]
@@ -117,3 +119,24 @@ def test_the_report() -> None:
     assert report.agreement([[0.5, 0.5], [0.5, 0.5]]) is None
     assert report.agreement([[0.1, 0.9, 0.5], [0.9, 0.1, 0.5]]) < 0  # type: ignore[operator]
     assert report.auc([0.5, 0.6], [1.0, 1.0]) is None
+
+
+def test_the_report_tells_failures_short_votes_and_what_vanished() -> None:
+    candidates = [
+        Candidate("math", 1, verdict(0.9)),
+        Candidate("code", 1, None, "near-duplicate: of r0"),
+        Candidate("code", 1, None, "not judged: timed out"),
+    ]
+    by_judge = {"a": {0: replace(verdict(0.9), missing=1), 2: verdict(0.5)}, "b": {0: verdict(0.9), 2: Failure("no")}}
+    decisions = decide(candidates)
+    found = report.numbers(candidates, decisions, by_judge, [None] * 3)
+    assert (found["failed_by_judge"], found["short_by_judge"]) == ({"a": 0, "b": 1}, {"a": 1, "b": 0})
+    assert found["agreement_of_judges"] is None  # both judged one row alone
+    lines = report.warnings(found)
+    assert lines == [
+        "rows that b could not judge: 1",
+        "verdicts of a by fewer answers than were asked for, since the others failed: 1; a rerun asks again",
+        "nothing is left of code with its 2 rows: near-duplicate 1, not judged 1",
+    ]
+    text = report.page(found, candidates, decisions, [[{"role": "user", "content": "x"}]] * 3)
+    assert all(f"\n- {line}\n" in text for line in lines)

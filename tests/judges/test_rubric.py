@@ -1,5 +1,6 @@
 """A reward of several criteria: the outcome apart from the reward, grades by a model, and what its failure is."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -69,6 +70,12 @@ def test_a_models_failure_is_no_score(server: Server) -> None:
     scorer = graded(endpoint_grades(Endpoint(server.url, "m", retries=0), "{response}"), 0.5, 0.0)
     with pytest.raises(JudgeError, match="1 of 2 answers could not be graded: InternalServerError"):
         Rubric([Criterion("graded", 1.0, scorer)], None, 0.5)(PROMPT, [rollout("good"), rollout("bad")])
+
+
+def test_a_grade_that_is_not_finite_is_no_score() -> None:
+    scorer = graded(lambda said: [0.5, math.nan], 0.5, 0.1)
+    with pytest.raises(JudgeError, match="1 of 2 answers could not be graded: the grade is nan"):
+        scorer(PROMPT, [rollout("a"), rollout("b")])
 
 
 def test_a_configured_rubric(server: Server) -> None:

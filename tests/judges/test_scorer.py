@@ -20,6 +20,8 @@ def broken(prompt, completion): return {}["key"]
 def forgetful(prompt, completion): pass
 def infinite(prompt, completion): return float("inf")
 def infinite_score(prompt, completion): return Score(float("nan"), False)
+def infinite_part(prompt, completion): return Score(1.0, False, "", {"style": float("nan")})
+def worded_score(prompt, completion): return Score("good", True)
 async def later(prompt, completion): return 1.0
 LIMIT = 3
 """
@@ -104,6 +106,8 @@ def test_a_reward_that_cannot_be_loaded_is_the_users_error_in_one_line(name: str
         ("users_rewards:forgetful", "^reward users_rewards:forgetful returned None for prompt p1; expected a finite"),
         ("users_rewards:infinite", "returned inf for prompt p1"),
         ("users_rewards:infinite_score", r"returned Score\(reward=nan"),
+        ("users_rewards:infinite_part", r"returned Score\(reward=1.0.* a Score of finite numbers$"),
+        ("users_rewards:worded_score", r"returned Score\(reward='good'.* a Score of finite numbers$"),
     ],
 )
 def test_a_reward_that_fails_is_a_judge_error_and_no_score(name: str, message: str) -> None:
