@@ -58,8 +58,7 @@ def scorer_of(config: Config, graders: Sequence[Any] = ()) -> Scorer:
 
 def judged_at_once(config: Config) -> int:
     """How many groups may be scored at once: more than one where scoring waits for a model's answers."""
-    asks = config.rubric is not None and any(each.judge is not None for each in config.rubric.criteria.values())
-    return JUDGED_AT_ONCE if asks else 1
+    return JUDGED_AT_ONCE if config.rubric is not None and config.rubric.asks else 1
 
 
 def _scorer(config: Config, name: str, criterion: CriterionConfig, graders: Sequence[Any]) -> Scorer:
@@ -104,8 +103,8 @@ def _engine_grades(config: Config, template: str, graders: Sequence[Any]) -> Gra
         try:
             found = asyncio.run(judge.judge(conversations))
         except EngineError as error:
-        return [verdict if isinstance(verdict, Failure) else verdict.score for verdict in found]
             raise JudgeError(f"rubric.model={rubric.model}: {error}") from error
+        return [verdict if isinstance(verdict, Failure) else verdict.score for verdict in found]
 
     return grades
 

@@ -351,14 +351,18 @@ class RubricConfig(Section):
     """Longest prompt that `model` reads, in tokens; what is longer counts as not judged, and its group is rejected."""
     length_penalty: float = Field(default=0.1, ge=0)
     """Taken off a grade for each doubling of an answer's length beyond the median of its group, since judges favour
-    long answers."""
+    long answers. 0 with `rl.early_stop`, which has the first answers of a group judged alone."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether a model grades any criterion."""
+        return any(each.judge is not None for each in self.criteria.values())
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.outcome is not None and self.outcome not in self.criteria:
             raise conflict("outcome", self.outcome, f"expected one of the criteria: {', '.join(self.criteria)}")
-        asks = any(each.judge is not None for each in self.criteria.values())
-        if asks and self.endpoint is None and self.model is None:
+        if self.asks and self.endpoint is None and self.model is None:
             raise conflict("endpoint", None, "a criterion with `judge` needs it, or `model`")
         if self.endpoint is not None and self.model is not None:
             raise conflict("model", self.model, "expected either `endpoint` or `model`")
@@ -807,6 +811,12 @@ class Config(Section):
             )
             why = why.format(self.generators.gpus_each) + "for the two together"
             raise conflict("trainer.gpus", self.trainer.gpus, why)
+        if self.rl.early_stop is not None and self.rubric and self.rubric.asks and self.rubric.length_penalty > 0:
+            why = (
+                "rubric.length_penalty={:g} is by the lengths of a whole group, of which the first rollouts are judged "
+            )
+            why = why.format(self.rubric.length_penalty) + "alone; expected null, or rubric.length_penalty=0"
+            raise conflict("rl.early_stop", self.rl.early_stop, why)
         window, rl = self.data.prompts.window, self.rl
         least = 2 * rl.prompts_per_step * (rl.max_staleness + 1)
         if window is not None and window < least:

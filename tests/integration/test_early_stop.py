@@ -143,7 +143,7 @@ def grades(server: Server) -> None:
     """Scripts a model that likes an odd number of letters, and fails on one answer in twenty."""
 
     def grade(text: str) -> tuple[int, str]:
-        answer = text.partition("### Answer\n")[2].partition("\n\nReply")[0]
+        answer = "\n".join(text.partition("### Answer\n")[2].partition("\n\nReply")[0].split("\n")[1:-1])
         failing = zlib.crc32(answer.encode()) % 20 == 0
         return (500, "{}") if failing else (200, completion(json.dumps({"grade": 9 if len(answer) % 2 else 3})))
 
@@ -157,6 +157,7 @@ def test_a_graded_run_that_is_resumed_accounts_for_every_draw(tmp_path: Path) ->
         words = [
             *SMALL, "rl.group_size=8", "rl.early_stop=4", "rl.max_staleness=2", "rl.quotas={math: 1}",
             "rl.checkpoint_every=1", "rubric.criteria.correct={reward: auto}", "rubric.outcome=style",
+            "rubric.length_penalty=0",
             "rubric.criteria.style={judge: 'It is odd.'}",
             f"rubric.endpoint={{base_url: '{server.url}', model: m, retries: 0}}",
         ]  # fmt: skip
@@ -172,5 +173,5 @@ def test_a_graded_run_that_is_resumed_accounts_for_every_draw(tmp_path: Path) ->
     assert shards
     for row in shards:
         breakdown = json.loads(row["breakdown"])
-        assert breakdown["style"] <= 0.9  # the length penalty only takes
+        assert breakdown["style"] in (0.3, 0.9)
         assert row["reward"] == (breakdown["correct"] + breakdown["style"]) / 2

@@ -122,6 +122,19 @@ def test_hash_changes_with_any_setting_only():
     assert len(config_hash(load_config("tiny"))) == 16
 
 
+def test_rollouts_that_are_judged_apart_have_no_common_length():
+    words = ["rl.early_stop=4", "rubric.criteria.correct={reward: auto}"]
+    assert load_config("tiny", words).rubric.length_penalty == 0.1  # of no grade
+    words += ["rubric.criteria.style={judge: 'It is odd.'}", "rubric.model=tiny:chat-judge"]
+    with pytest.raises(ConfigError) as error:
+        load_config("tiny", words)
+    assert str(error.value) == (
+        "override 'rl.early_stop=4': rl.early_stop: 4: rubric.length_penalty=0.1 is by the lengths of a whole group, "
+        "of which the first rollouts are judged alone; expected null, or rubric.length_penalty=0"
+    )
+    assert load_config("tiny", [*words, "rubric.length_penalty=0"]).rl.early_stop == 4
+
+
 def test_config_does_not_change():
     with pytest.raises(ValueError, match="frozen"):
         load_config("tiny").rl.steps = 3  # type: ignore[misc]
