@@ -15,11 +15,12 @@ from typing import Any
 
 from curricula.instructions import InstructionPools
 from curricula.wordings import drop_words
-from judges.endpoint import Endpoint, EndpointClient, Failure
-from judges.preference import PreferenceJudge
+from judges.endpoint import Endpoint, EndpointClient, check_address
+from judges.llm import Failure
+from judges.preference import PLACES, TEMPLATE, PreferenceJudge
 from posttrain import data
 from posttrain.cluster import Cluster, GeneratorPool, run
-from posttrain.config import Config, resolve_model
+from posttrain.config import Config, PreferenceConfig, resolve_model
 from posttrain.evaluate import score_completions
 from posttrain.pairs import PreferencePair, Sampled, mine, preferred
 from posttrain.placement import ROLES
@@ -27,6 +28,7 @@ from posttrain.progress import bar, say
 from posttrain.reward import judged_at_once, scorer_of
 from posttrain.rl_state import shards
 from posttrain.rundir import RunDir
+from posttrain.templates import read_template
 from rollouts.errors import ConfigError, DataError
 from rollouts.generator import Request
 from rollouts.recorder import read_shards, write_rows
@@ -100,6 +102,7 @@ def _conversation(row: dict[str, Any]) -> dict[str, Any]:
 
 def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
     """Pairs from fresh samples of the RL checkpoint; where they are few, also from the last rollouts of the RL run."""
+    preference = None if config.dpo.preference is None else _asked(config.dpo.preference)
     renderer = Renderer(model)
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
     fresh: list[Sampled] = []
@@ -108,15 +111,10 @@ def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
             scorer = scorer_of(config, cluster.graders())
             fresh = run(_fresh(config, renderer, cluster.pool(model), prompts, scorer))
     recorded = _recorded(rundir, {prompt.prompt_id: prompt for prompt in prompts}, data.instructions(config))
-    pairs: list[PreferencePair] = []
-    for samples in (fresh, recorded):
-        room = config.dpo.max_pairs - len(pairs)
-        pairs += mine(samples, config.dpo.pairs_per_kind, room, config.seed, config.dpo.kinds)
-    if config.dpo.preference is not None:
+    pairs = mine([*fresh, *recorded], config.dpo.pairs_per_kind, config.dpo.max_pairs, config.seed, config.dpo.kinds)
+    if preference is not None:
         most = min(config.dpo.pairs_per_kind, config.dpo.max_pairs - len(pairs))
-        pairs += asyncio.run(
-            _preferred(Endpoint(**config.dpo.preference.model_dump()), fresh or recorded, most, config.seed)
-        )
+        pairs += asyncio.run(_preferred(*preference, fresh or recorded, most, config.seed))
     if not pairs:
         raise DataError(
             f"{rundir.path}: none of {', '.join(config.dpo.kinds)} among {len(fresh) + len(recorded)} completions, so "
@@ -127,10 +125,20 @@ def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
     return pairs
 
 
-async def _preferred(endpoint: Endpoint, samples: list[Sampled], most: int, seed: int) -> list[PreferencePair]:
+def _asked(preference: PreferenceConfig) -> tuple[Endpoint, str]:
+    """Whom to ask for a preference, and by which template; a mistake ends the stage before anything is sampled."""
+    check_address(preference.base_url)
+    own = preference.template
+    template = TEMPLATE if own is None else read_template("dpo.preference.template", own, PLACES)
+    return Endpoint(**preference.model_dump(exclude={"template"})), template
+
+
+async def _preferred(
+    endpoint: Endpoint, template: str, samples: list[Sampled], most: int, seed: int
+) -> list[PreferencePair]:
     """Pairs by a preference judge; what it fails on is counted, and no pair."""
     client, failures = EndpointClient(endpoint), 0
-    judge = PreferenceJudge(client)
+    judge = PreferenceJudge(client, template)
     with bar("dpo: preferences", most, "question") as progress:
 
         async def compare(prompt: Prompt, first: str, second: str) -> str:

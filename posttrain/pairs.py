@@ -53,43 +53,47 @@ def mine(
     Rejected is a completion with a corner case; chosen a solved one without any, to the same prompt: to prefer a wrong
     answer for its form would cost competence. Of several the likeliest is chosen, by its log-probability at sampling:
     it asks the least change of a policy that is good already; for a near miss, one for each prompt, that of the nearest
-    length.
+    length. Both sides of a pair are fresh or both recorded, which may be asked in other words; fresh pairs come first.
 
     Args:
         samples: judged completions, several for each prompt.
-        per_kind: most pairs of one kind.
+        per_kind: most pairs of one kind, fresh and recorded ones together.
         most: most pairs in all; the kinds take turns.
         seed: of the order in which prompts are looked at.
         kinds: of `PAIR_KINDS`, those to look for.
     """
-    by_prompt: dict[tuple[str, str], list[Sampled]] = defaultdict(list)  # under one instruction
+    by_prompt: dict[tuple[bool, str, str], list[Sampled]] = defaultdict(list)  # under one instruction
     for sample in samples:
-        by_prompt[sample.prompt.prompt_id, sample.prompt.instruction or ""].append(sample)
+        recorded = sample.draw_id != FRESH
+        by_prompt[recorded, sample.prompt.prompt_id, sample.prompt.instruction or ""].append(sample)
+    seen: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # what was rejected and why, fresh or recorded
     found: dict[str, list[PreferencePair]] = {kind: [] for kind in PAIR_KINDS if kind in kinds}
     order = sorted(by_prompt)
     random.Random(seed).shuffle(order)
+    order.sort(key=lambda key: key[0])
     for key in order:
-        _mine_prompt(by_prompt[key], found, per_kind)
+        _mine_prompt(by_prompt[key], found, seen[key[1:]], per_kind)
     pairs: list[PreferencePair] = []
     for index in range(per_kind):
         pairs += [part[index] for part in found.values() if index < len(part)]
-    return pairs[:most]
+    return sorted(pairs, key=lambda pair: pair.draw_ids[1] != FRESH)[:most]
 
 
-def _mine_prompt(samples: Sequence[Sampled], found: dict[str, list[PreferencePair]], per_kind: int) -> None:
+def _mine_prompt(
+    samples: Sequence[Sampled], found: dict[str, list[PreferencePair]], seen: dict[str, str], per_kind: int
+) -> None:
     kinds = [corner_cases(sample.prompt, sample.rollout) for sample in samples]
     good = [sample for sample, kind in zip(samples, kinds, strict=True) if not kind and sample.rollout.outcome]
     if not good:
         return
     likeliest = max(good, key=lambda sample: sum(sample.rollout.logprobs))
-    seen: set[str] = set()
 
     def add(chosen: Sampled, rejected: Sampled, reason: str) -> None:
         text = rejected.rollout.text
         if text not in seen and len(found.get(reason, ())) < per_kind and reason in found:
             draws = (chosen.draw_id, rejected.draw_id)
             found[reason].append(PreferencePair(rejected.prompt, chosen.rollout.text, text, reason, draws))
-        seen.add(text)
+        seen.setdefault(text, reason)
 
     for sample, kind in zip(samples, kinds, strict=True):
         if kind:
@@ -99,7 +103,7 @@ def _mine_prompt(samples: Sequence[Sampled], found: dict[str, list[PreferencePai
         ((_ratio(one, other), index, place) for index, one in enumerate(good) for place, other in enumerate(missed)),
         default=None,
     )
-    if nearest is not None and nearest[0] <= SIMILAR:
+    if nearest is not None and nearest[0] <= SIMILAR and NEAR_MISS not in seen.values():
         add(good[nearest[1]], missed[nearest[2]], NEAR_MISS)
 
 

@@ -689,7 +689,7 @@ class DPOConfig(Section):
     kinds: list[PairKind] = Field(default_factory=lambda: list(get_args(PairKind)), min_length=1)
     """What is rejected: corner cases (see `judges/corner_cases.py`), and `near_miss`, a wrong answer beside a right one
     to the same prompt of similar length."""
-    preference: EndpointConfig | None = None
+    preference: PreferenceConfig | None = None
     """A model that says which of two right answers is better, in both orders; pairs of the kind `preferred`. null: none
     is asked."""
     samples_per_prompt: int = Field(default=8, ge=2)

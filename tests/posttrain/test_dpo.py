@@ -5,12 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from curricula.instructions import Instruction, InstructionPools
+from judges.endpoint import Endpoint
+from judges.preference import TEMPLATE
 from posttrain import data
-from posttrain.config import load_config, resolve_model
-from posttrain.dpo import _fresh, _recorded
+from posttrain.config import PreferenceConfig, load_config, resolve_model
+from posttrain.dpo import _asked, _fresh, _recorded
 from posttrain.rundir import RunDir
-from rollouts.errors import JudgeError
+from rollouts.errors import ConfigError, JudgeError
 from rollouts.generator import Request
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, RolloutGroup, Score
@@ -34,6 +38,24 @@ def test_rollouts_are_mined_under_the_instruction_that_they_were_asked_under(tmp
 
 def test_rollouts_of_an_instruction_that_is_gone_are_left_out(tmp_path: Path) -> None:
     assert recorded(tmp_path, InstructionPools()) == [(1, PROMPT)]
+
+
+def test_a_preference_by_a_template_of_the_users_own(tmp_path: Path) -> None:
+    def preference(**settings: str) -> PreferenceConfig:
+        return PreferenceConfig(base_url="http://127.0.0.1:9/v1", model="m", **settings)
+
+    assert _asked(preference()) == (Endpoint("http://127.0.0.1:9/v1", "m"), TEMPLATE)
+    own = tmp_path / "own.txt"
+    own.write_text("{prompt}: {first} or {second}?\n")
+    assert _asked(preference(template=str(own)))[1] == "{prompt}: {first} or {second}?"
+    own.write_text("{prompt}: {first}?")
+    with pytest.raises(ConfigError, match=r"^dpo\.preference\.template: .*own\.txt: has no \{second\}$"):
+        _asked(preference(template=str(own)))
+    own.write_bytes(b"\xff{prompt}")
+    with pytest.raises(ConfigError, match=r"^dpo\.preference\.template: .*own\.txt: is no text"):
+        _asked(preference(template=str(own)))
+    with pytest.raises(ConfigError, match=r"^dpo\.preference\.template: /nowhere\.txt: No such file"):
+        _asked(preference(template="/nowhere.txt"))
 
 
 class Pool:

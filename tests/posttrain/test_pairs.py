@@ -1,5 +1,6 @@
 """Which completions become preference pairs."""
 
+from collections import Counter
 from dataclasses import replace
 
 from posttrain.pairs import FRESH, PAIR_KINDS, Sampled, mine, preferred
@@ -101,6 +102,32 @@ def test_a_near_miss_is_a_wrong_answer_beside_a_right_one_of_similar_length() ->
     )  # fmt: skip
     assert mine([right, long, short], 10, 10, 0, PAIR_KINDS) == []
     assert mine([right, longer, wrong], 10, 10, 0) == []  # not among the kinds that are asked for
+
+
+def test_fresh_samples_and_recorded_ones_share_the_limits_and_repeat_nothing() -> None:
+    def of(name: str, draw: int, *texts: str) -> list[Sampled]:
+        return [sampled("<ans>85</ans>", True, name, draw), *(sampled(text, name=name, draw=draw) for text in texts)]
+
+    recorded = [*of("a", 7, "85", "85!", ""), *of("b", 8, "8", "85!")]
+    fresh = [*of("a", FRESH, "85"), *of("c", FRESH, "8 5")]
+    pairs = mine([*recorded, *fresh], 3, 10, 0)
+    assert [pair.draw_ids for pair in pairs[:2]] == [(FRESH, FRESH)] * 2
+    assert {(pair.prompt.prompt_id, pair.rejected) for pair in pairs[:2]} == {("a", "85"), ("c", "8 5")}
+    assert Counter(pair.reason for pair in pairs) == {"format": 3, "empty": 1}
+    assert len({(pair.prompt.prompt_id, pair.rejected) for pair in pairs}) == 4
+    whole = mine([*recorded, *fresh], 10, 10, 0)
+    assert Counter(pair.reason for pair in whole) == {"format": 5, "empty": 1}
+    assert [pair.draw_ids[0] == pair.draw_ids[1] for pair in whole] == [True] * 6
+    assert [pair.draw_ids[0] for pair in mine([*recorded, *fresh], 10, 2, 0)] == [FRESH, FRESH]
+
+
+def test_a_prompt_has_one_near_miss_fresh_or_recorded() -> None:
+    samples = [
+        sampled(text, solved, draw=draw)
+        for draw, wrong in ((FRESH, "<ans>84</ans>"), (3, "<ans>83</ans>"))
+        for text, solved in (("<ans>85</ans>", True), (wrong, False))
+    ]
+    assert [pair.rejected for pair in mine(samples, 10, 10, 0, PAIR_KINDS)] == ["<ans>84</ans>"]
 
 
 async def test_a_preference_makes_a_pair_of_two_right_answers_and_a_tie_none() -> None:
