@@ -48,7 +48,7 @@ _CLONE_THREAD = 0x10000
 # lease (1024) nor a notice (1026).
 _F_GETFL, _F_SETFL, _O_ASYNC = 3, 4, 0x2000
 _FCNTL_COMMANDS = (0, 1, 2, _F_GETFL, 5, 6, 7, 36, 37, 38, 1030)
-# Before version 3 Landlock lets a file be emptied that may be read, or that is opened for neither reading nor writing (3).
+# Before version 3 Landlock lets a file be emptied that may be read, or that is opened for neither (access mode 3).
 _O_TRUNC, _O_ACCMODE = 0x200, 3
 # Offsets in struct seccomp_data, of little-endian low words: all that the kernel takes of these arguments.
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 24, 32
