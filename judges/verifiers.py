@@ -15,7 +15,7 @@ from decimal import Decimal
 from judges.answers import NUMBER, Extraction, extract, extract_code, extract_number, extract_text, marked_answer
 from judges.code_tests import check_tests, code_verdict
 from judges.code_worker import CodeWorker
-from judges.math_worker import MathWorker
+from judges.math_worker import MAX_CHARS, MathWorker
 from rollouts.errors import DataError
 from rollouts.types import Prompt, Score
 
@@ -34,11 +34,18 @@ def exact(prompt: Prompt, completion: str) -> Score:
 
 
 def math_equal(prompt: Prompt, completion: str) -> Score:
-    """The answer is mathematically equal to the reference: the verifier `math`."""
+    """The answer is mathematically equal to the reference: the verifier `math`.
+
+    Raises:
+        DataError: the reference cannot be read as mathematics, or is too large to compare with anything.
+    """
     reference = _reference(prompt)
     reference = marked_answer(reference) or reference
     found = extract(completion, prompt.answer_format) if prompt.answer_format else extract_number(completion)
-    return _score(found, lambda answer: _math_verdict(answer, reference))
+    try:
+        return _score(found, lambda answer: _math_verdict(answer, reference))
+    except DataError as error:
+        raise DataError(f"prompt {prompt.prompt_id}: {error}") from None
 
 
 def code(prompt: Prompt, completion: str) -> Score:
@@ -91,31 +98,129 @@ def _normal(text: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- math
 
-_DRESS = re.compile(r"\\boxed|\\text|\\mathrm|\\left|\\right|\\[$%!,;() \[\]]|[${}]")
-_OPERATOR = re.compile(r"[+*/^!_\\×÷·]|-(?!\w)")
-_SUM = re.compile(r"[+*=×÷·]|\d\s*[-−]\s*\d|\\times|\\cdot|\\div|\\pm")
-_QUOTIENT = re.compile(r"\d\s*/\s*\d")
+_SHORT = 200
+"""A text of more characters is no number, and no words."""
+
+_LOOK = re.compile(
+    r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|[mf]box|boxed|left|right|displaystyle|q?quad)(?![a-zA-Z])"
+    r"|\\[,;:()\[\] ]|~|(?<=[^\W\d_])\(e?s\)"
+)
+_BOLD = re.compile(r"\s*(\*\*?|__?|`)([^*_`]+)\1\s*\.?\s*")
+_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\[,;: ]|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
+_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])")
+_SCIENTIFIC = re.compile(
+    r"(?<![\w.,])(?:(\d+(?:\.\d+)?)[eE]|([1-9](?:\.\d+)?)\s*(?:\\times|\\cdot|[×·*x])\s*10\s*\^)"
+    r"\s*([-+]?\d{1,2})(?![\w^]|\.\d)"
+)
+_NAME = re.compile(r"^[\s$]*([A-Za-z])\s*=")
+_BASE = re.compile(r"(?<=\d)_\{?(\d+)\}?(?=[\s$.]*$)")
+
+_WORD = r"(?:[^\W\d_]{2,}|[^\W\d_A-Za-z])"
+_UNIT = (
+    "(?:[ckdmn]m|[km]g|m[lL]|ft|feet|in|inch(?:es)?|met(?:er|re)s?|units?|lbs?|oz|yd|mi|hrs?|mins?|secs?|mph|[ap]m"
+    "|st|nd|rd|th|[mgsL])"
+)
+_LETTER_UNIT = "[mgshlLNJVWCFK]"
+"""Apart from its number, `5 h`. Any other letter is a variable, and so is `h` in `5h`."""
+_POWER = re.compile(rf"(?<![^\W\d_])({_UNIT}|{_LETTER_UNIT})\s*(?:\^\s*-?[1-3](?!\d)|[²³])")
+_MEASURED = re.compile(rf"0(?:\s*{_UNIT}|\s+{_LETTER_UNIT}|\s*°\s*[CF])(?:/(?:{_UNIT}|{_LETTER_UNIT}))?(?![^\W\d_])")
+_SYMBOLS = "+*^!_<>|\\\\×÷·±²³¹¼-¾⁰-ₜ⅐-↋∀-⋿\u0370-\u03bb\u03bd-\u03ff\u2100-\u214f\U0001d400-\U0001d7ff"
+_OPERATIONS = (
+    r"(?<![^\W\d_])(?i:(?:arc)?(?:sin|cos|tan|cot|csc)h?|sqrt|cbrt|root|log|ln|lg|exp|abs|mod|floor|ceil|pi|[xyz]{2,}"
+    r"|minus|negative|plus|times|squared|cubed|factorial|half|not|(?:more|less|greater|fewer|larger|smaller)\s+than)"
+    r"(?![^\W\d_])"
+)
+_FORMULA = re.compile(
+    rf"""
+    [{_SYMBOLS}]                                        # an operator, a relation, `5²`, `|-5|`, `3π`, LaTeX
+    | {_OPERATIONS}                                     # `log 5`, `minus 5`
+    | [-/](?!{_WORD})                                   # no hyphen as in `72-hour`, nor `$5/hour`
+    | =.*= | 0.*=                                       # more than a name in front, `cost = 5`
+    | [^\W\d_][(\[].*0 | 0[(\[]                         # `f(5)`, `5(x)`
+    | 0[A-Za-z] | (?<![^\W\d_])[A-Za-z]0                # `3x`; a unit is gone by now
+    | (?<![^\W\d_])(?![aAI]\s)[A-Za-z](?![^\W\d_])(?!\s*=|\s+{_WORD})  # a variable elsewhere
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_LABEL = re.compile(r"^\s*\\?[A-Za-z][A-Za-z0-9_]*\s*(?:\([^()=]*\))?\s*=")  # `x =`, `x_1 =`, `f(3) =`
+_FRACTION = re.compile(
+    r"[\s$]*-?[\d,.\s]*(?:\\[dtc]?frac\s*(?:\{\s*-?[\d,.]+\s*\}|\d)\s*(?:\{\s*[\d,.]+\s*\}|\d)|\d\s*/\s*\d[\d,.]*|[¼-¾⅐-⅞])"
+    r"[\s$.]*"
+)
+_UNWORKED = re.compile(
+    r"[+*=×÷·±]|\\(?:times|cdot|div|pm)|[\d)]\s*-\s*[-(\d\\]|\)\s*\(|\d\s*\(\s*-?\d|frac.*\\[dtc]?frac", re.DOTALL
+)
+_WORDS = re.compile(r"\D*[^\W\d_]{4}\D*")  # fewer letters may be a product, `abc`
+_NO_TEXT = re.compile(rf"[{_SYMBOLS}=/]|{_OPERATIONS}")
 
 
 def as_number(text: str) -> Decimal | None:
-    """The one number that the text is, `1,234.50`, with a currency, a unit or words (`72 clips`); None for the rest."""
-    if len(text) > 200:
+    r"""The one number that the text is; None for the rest, such as `3x`, `x>5`, `\sqrt{25}`, `40+5`.
+
+    It may have thousands separators, a currency, a unit or words (`72 clips`, `5 m`, `9\text{ cm}^2`), a name (`x = 5`)
+    or a base (`101_2`, which is not looked at), and may be in scientific notation (`1.5e3`, `1.5\times 10^3`).
+    """
+    if len(text) > _SHORT:
         return None
-    text = _DRESS.sub("", text.replace("{,}", ",").replace("−", "-"))
+    text = _LABEL.sub("", _SCIENTIFIC.sub(_written_out, _undressed(text)))
+    text = _BASE.sub("", _POWER.sub(r"\1", text))
     numbers = NUMBER.findall(text)
-    if len(numbers) != 1 or _OPERATOR.search(NUMBER.sub(" ", text)):
+    if len(numbers) != 1 or _FORMULA.search(_MEASURED.sub("0 ", NUMBER.sub("0", text))):
         return None
     return Decimal(numbers[0].replace(",", ""))
+
+
+def _undressed(text: str) -> str:
+    """The text without what LaTeX and Markdown say about its looks, and with plain signs."""
+    bold = _BOLD.fullmatch(text)
+    text = re.sub("[−–]", "-", bold.group(2) if bold else text).replace(r"\!", "")
+    text = _DEGREES.sub("°", _THOUSANDS.sub(lambda mark: "," if mark[0] == "{,}" else "", text))
+    text = re.sub(r"\\approx(?![a-zA-Z])|≈", "=", text.replace(r"\%", "%").replace(r"\$", ""))
+    text = re.sub(r"[${}]", "", _LOOK.sub(" ", text))
+    return re.sub(r"(^|=)\s*-\s+(?=\d)", r"\1-", text)
+
+
+def _written_out(scientific: re.Match[str]) -> str:
+    return format(Decimal(f"{scientific[1] or scientific[2]}e{scientific[3]}"), "f")
 
 
 def _math_verdict(answer: str, reference: str) -> Verdict:
     if answer.split() == reference.split():
         return True, ""
     expected, given = as_number(reference), as_number(answer)
-    if expected is not None and given is not None and ("%" in answer) == ("%" in reference):
-        return given == expected, ""
-    whole = expected is not None and expected == expected.to_integral_value()
-    if expected is not None and (_SUM.search(answer) or (whole and _QUOTIENT.search(answer))):
-        # math-verify would compute `40+45`: the question back is no answer.
+    if expected is not None and given is not None and _percent(answer) == _percent(reference):
+        return given == expected and not _contradict(answer, reference), ""
+    if given is None and _given_back(answer, reference, expected):
         return False, "the answer is not one number"
-    return _math_worker.equal(answer, reference), ""
+    said, text = _as_text(answer), _as_text(reference)
+    if said and text and (said == text or _WORDS.fullmatch(text)):
+        return said == text, ""  # math-verify would multiply the letters: `evil` is `live`
+    return _math_worker.compare(answer, reference, words=bool(text))
+
+
+def _given_back(answer: str, reference: str, expected: Decimal | None) -> bool:
+    """Whether the answer leaves to us what a number was asked for: math-verify would compute `50-(5)`, and `90/2`.
+
+    The question back is no answer. Where the reference is no whole number, a quotient may be the answer.
+    """
+    if expected is not None and expected == expected.to_integral_value():
+        return True
+    if expected is None and not _FRACTION.fullmatch(reference[:_SHORT]):
+        return False
+    return _UNWORKED.search(_LABEL.sub("", _undressed(answer[:MAX_CHARS]))) is not None
+
+
+def _contradict(answer: str, reference: str) -> bool:
+    """Whether they name two unknowns, `x = 5` and `y = 5`, or two bases."""
+    pairs = [(mark.search(answer), mark.search(reference)) for mark in (_NAME, _BASE)]
+    return any(said and asked and said[1] != asked[1] for said, asked in pairs)
+
+
+def _percent(text: str) -> bool:
+    return "%" in text or "percent" in text.lower()
+
+
+def _as_text(text: str) -> str:
+    """What is written, in small letters, if it is words and no formula; else nothing."""
+    plain = _normal(_undressed(text[:_SHORT])).removesuffix(".")
+    return plain if any(map(str.isalpha, plain)) and len(text) <= _SHORT and not _NO_TEXT.search(plain) else ""

@@ -1,5 +1,8 @@
 import json
 import re
+import resource
+import time
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -7,6 +10,7 @@ from typing import Any
 import pytest
 
 from judges.code_tests import same
+from judges.math_worker import MathWorker
 from judges.verifiers import VERIFIERS, as_number
 from rollouts.errors import DataError
 from rollouts.types import Prompt, Score
@@ -90,13 +94,199 @@ def test_math_refuses_what_is_not_or_hedges_or_gives_the_question_back(reference
     assert not solved("math", reference, f"<ans>{answer}</ans>", answer_format=("<ans>", "</ans>"))
 
 
-def test_as_number() -> None:
-    assert as_number("1,234.50") == Decimal("1234.5")
-    assert as_number("about 12,500 people") == 12500
-    assert as_number("-3") == -3
-    assert as_number("3*4") is None
-    assert as_number("A B C D") is None
-    assert as_number("1e5") is None
+@pytest.mark.parametrize(
+    ("reference", "right", "wrong"),
+    [
+        (
+            "5",
+            [
+                "5",
+                "5.0",
+                "x = 5",
+                "5 m",
+                "5m",
+                r"5\text{ cm}^2",
+                "5 cm^2",
+                "5 km/h",
+                r"\$5",
+                "$5$",
+                r"5\%",
+                "5 (five)",
+                r"\mathbf{5}",
+                "**5**",
+                "f(3) = 5",
+                r"\theta = 5",
+                "+5",
+                r"x \approx 5",
+                r"5 \text{ apples}",
+                "5 apple(s)",
+            ],
+            [
+                "3x",
+                "5x",
+                "x>5",
+                "x<5",
+                r"x \ge 5",
+                "sqrt(25)",
+                r"\sqrt{25}",
+                "√25",
+                "|-5|",
+                "5²",
+                "f(5)",
+                "5!",
+                "10/2",
+                r"\frac{10}{2}",
+                r"\frac{5}{1}",
+                "(10)/(2)",
+                "10-(5)",
+                "0--5",
+                "(5)(1)",
+                "5(1)",
+                "5^1",
+                r"\binom{5}{1}",
+                r"\lfloor 5.5 \rfloor",
+                "log 5",
+                "minus 5",
+                "-5",
+                "5 or 6",
+                "5, 6",
+                r"\pm 5",
+                "5 + 0",
+                r"5\pi",
+                "5i",
+                "(5, 6)",
+                "[5, 6]",
+                "10^5",
+                "5e1",
+                "0.5",
+                r"\log_2 32",
+                "2+3",
+                "2x = 10",
+            ],
+        ),
+        (
+            "45",
+            ["45"],
+            [
+                "50-(5)",
+                "40--5",
+                "(5)(9)",
+                "(90)/(2)",
+                r"\frac{90}{2}",
+                r"\sqrt{2025}",
+                "3^2*5",
+                r"\dfrac{90}{2}",
+                r"9 \cdot 5",
+                "45²",
+            ],
+        ),
+        ("9", ["9"], ["3^2", "3**2", "3²", "-(-9)", "10 - 1"]),
+        ("-85", ["-85", "- 85", "−85", "–85", "x = -85", "$-85$"], ["85", r"-\frac{170}{2}", "-(85)"]),
+        (
+            "1000000",
+            ["1,000,000", "1e6", "1{,}000{,}000", r"1\,000\,000", r"1 \times 10^6", r"1.0\times10^{6}", "1 x 10^6"],
+            ["10^6", "1000^2", "1e5", r"10 \times 10^5", "1 000 001"],
+        ),
+        ("1234.5", ["1,234.50", r"1.2345 \times 10^3"], ["1234", "1.234,5"]),
+        ("235", ["235"], ["1 234"]),
+        (
+            "0.5",
+            ["1/2", r"\frac{1}{2}", r"\frac12", "½", "0.50", r"50\%", r"x = \frac{1}{2}", "2/4", ".5"],
+            ["0.25+0.25", r"\frac{1}{4}+\frac{1}{4}", "1-(1/2)", "(0.5)(1)", "1/3", r"\frac{1}{2}\cdot 1", r"0.5\%"],
+        ),
+        (
+            r"\frac{1}{2}",
+            ["0.5", "1/2", r"\dfrac{1}{2}", r"\tfrac12", r"\frac{2}{4}", r"P = \frac12", r"50\%"],
+            [r"\frac{1}{4}+\frac{1}{4}", r"\frac14\frac21", "1-1/2", "2", r"-\frac12", "1/3"],
+        ),
+        ("3.5", ["3 1/2", "3½", r"3\frac{1}{2}", "7/2", r"\frac72"], ["3", "2", "3/2"]),
+        ("3 1/2", ["3.5", "7/2"], ["2", "3"]),
+        (r"-\frac{7}{2}", ["-3.5", r"-3\frac{1}{2}", "-3 1/2", r"\frac{-7}{2}"], ["3.5", "-7"]),
+        ("1/3", [r"\frac13", r"0.\overline{3}"], ["0.333", "0.3", "3"]),
+        (r"0.\overline{3}", ["1/3"], ["0", "0.3", "3"]),
+        (r"2.1\overline{6}", [r"\frac{13}{6}"], ["2.1", "2"]),
+        ("12%", [r"12\%", "0.12", "12 percent"], ["1.2", "13%"]),
+        ("x>5", ["x > 5", "5<x", r"(5,\infty)", "x>5.0"], ["x<5", "x=5", "5", r"x \ge 5", "x>6"]),
+        (r"x \ge 5", ["x≥5", r"5 \le x", r"[5,\infty)", "[5,∞)"], ["x>5", "x≤5", "5"]),
+        ("1 < x < 2", ["(1,2)"], [r"1 \le x \le 2", "[1,2]", "1"]),
+        ("3x", ["3 x", "x*3", r"3 \cdot x", "3·x"], ["3", "3y", "4x", "x"]),
+        ("3t", ["3 t", "t*3", r"3\cdot t"], ["3", "3s", "t"]),
+        ("2c+3d", ["3d+2c"], ["2c+3", "2d+3c"]),
+        ("x^2", ["x²", "x*x", "x**2"], ["x", "2x", "x^3"]),
+        ("x^2+2x+1", ["(x+1)^2", "1+2x+x^2"], ["x^2+1", "(x-1)^2", "1"]),
+        ("(x-1)(x+2)", ["x^2+x-2", "(x+2)(x-1)"], ["(x+1)(x-2)", "-2"]),
+        (r"2\sqrt{3}", [r"\sqrt{12}", "2√3", "2*sqrt(3)", "√12"], [r"\sqrt{3}", "2", "6", "3√2"]),
+        (r"3\pi", ["3π", r"\pi*3", r"\frac{6\pi}{2}"], ["3", r"\pi", "9.42"]),
+        (r"\frac{\pi}{2}", [r"0.5\pi", "π/2"], ["2", "1.57", r"\frac{\pi}{4}"]),
+        (r"90^\circ", ["90", "90°", "90 degrees", r"90^{\circ}"], ["80", r"9^\circ", r"\frac{\pi}{4}"]),
+        ("2+3i", ["3i+2", "2 + 3i"], ["2-3i", "5", "3+2i"]),
+        ("(1,2)", ["(1, 2)", r"\left(1,2\right)", "(1.0,2)"], ["(2,1)", "[1,2]", "1", "12"]),
+        ("[0, 1)", ["[0,1)", r"\left[0,1\right)"], ["(0,1)", "[0,1]", "[0,2)"]),
+        (
+            r"(-\infty,1)\cup(2,\infty)",
+            ["(-∞,1)∪(2,∞)", r"(2,\infty)\cup(-\infty,1)"],
+            [r"(-\infty,1)", r"(-\infty,1]\cup(2,\infty)"],
+        ),
+        (r"\{1,2,3\}", [r"\{3,2,1\}", "{1, 2, 3}"], [r"\{1,2\}", r"\{1,2,4\}", "123"]),
+        ("1,2", ["2, 1", "1 and 2", "x=1,x=2", "x = 1 or x = 2"], ["1", "1,3"]),
+        (r"2 \pm \sqrt{3}", [r"2+\sqrt{3}, 2-\sqrt{3}", r"2-\sqrt3, 2+\sqrt3"], [r"2+\sqrt{3}", r"3 \pm \sqrt{2}"]),
+        (
+            r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+            [r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"],
+            [r"\begin{pmatrix}1&2\\4&3\end{pmatrix}", "1234"],
+        ),
+        ("y=2x+1", ["y = 1+2x", "2x+1", "y-2x=1"], ["y=2x-1", "x=2y+1"]),
+        ("y = 5", ["y=5", "5"], ["x = 5", "y = 6", "y > 5"]),
+        ("x^2+y^2=4", ["y^2+x^2=4", "x^2 + y^2 - 4 = 0"], ["x^2+y^2=2", "4"]),
+        (r"1.5\times10^{-3}", ["0.0015", "1.5e-3", "1.5 × 10^-3", r"1.5 \cdot 10^{-3}"], ["0.015", "1.5"]),
+        ("101_2", ["101_2", "101_{2}", "101"], ["101_3", "111_2", "5"]),
+        (r"\text{(B)}", ["B", "(B)", r"\textbf{(B)}"], ["A", "(C)"]),
+        (r"\text{Monday}", ["Monday", "monday", "Monday."], ["Tuesday", "5", "dynamo"]),
+        ("evil", ["Evil"], ["live", "vile"]),
+        ("eighty-five", ["Eighty-five"], ["eighty-six", "85x"]),
+        ("no solution", ["No solution", r"\text{no solution}"], ["0", "one solution"]),
+        (r"\emptyset", [r"\varnothing"], ["0", "1"]),
+        (r"\infty", ["∞", "infinity"], ["-∞", "0"]),
+        (r"\log_2 3", [r"\frac{\ln 3}{\ln 2}"], [r"\log_3 2", "3"]),
+        ("e^2", ["e^{2}", r"e \cdot e", "e²"], ["2e", "7.39", "2"]),
+        ("72 clips", ["72", "72 clips"], ["73 clips", "72/1"]),
+        ("5 m", ["5", "5 m", r"5\text{ m}"], ["6 m", "5x"]),
+        (r"\$5.50", ["5.5", "$5.50"], ["5", "5.05"]),
+        (r"\frac{x}{2}", ["x/2", "0.5x", r"\frac12 x"], ["2x", "x"]),
+        ("12:30", ["12:30"], ["12:31"]),
+    ],
+)
+def test_math_both_ways(reference: str, right: list[str], wrong: list[str]) -> None:
+    asked = prompt(answer=reference, answer_format=("<ans>", "</ans>"))
+    verdicts = {answer: VERIFIERS["math"](asked, f"<ans>{answer}</ans>").outcome for answer in (*right, *wrong)}
+    assert verdicts == dict.fromkeys(right, True) | dict.fromkeys(wrong, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1,234.50", "1234.5"), ("about 12,500 people", "12500"), ("-3", "-3"), ("1e5", "100000"), ("-$5", "-5"),
+        (r"4.5\times10^{-3}", "0.0045"), ("1.5 × 10^3", "1500"), ("1\u202f234", "1234"), (r"1\,234", "1234"),
+        ("a 72-hour day", "72"), ("5 m", "5"), ("5m", "5"), ("10 s", "10"), ("5cm", "5"), ("5 m/s^2", "5"),
+        ("$5/hour", "5"), ("5 μm", "5"), ("共5人", "5"), ("US$5", "5"), ("x_1 = 5", "5"), ("x is 5", "5"),
+        ("A 5", "5"), ("5°C", "5"),
+    ],
+)  # fmt: skip
+def test_as_number(text: str, number: str) -> None:
+    assert as_number(text) == Decimal(number)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3*4", "A B C D", "3x", "3 x", "3y", "3π", r"3\pi", "5pi", "5 xy", "5i", "5²", "½", "x>5", "x<5", "x≥5",
+        r"x\le5", "|-5|", r"\left|5\right|", "√25", "sqrt(25)", r"\sqrt{25}", "log 5", "f(3)", "5(x)", "5!", "5/1",
+        "--5", "5-x", "minus 5", "x² = 5", "2x = 5", "-x = 5", "more than 5", "(x, 5)", "(5, 6)", "10^6", "5e", "0x5",
+        "1 234", "5 = x", "3 = 3", "∞5", "1" * 201,
+    ],
+)  # fmt: skip
+def test_as_number_of_what_is_none(text: str) -> None:
+    assert as_number(text) is None
 
 
 def test_code_runs_the_tests() -> None:
@@ -166,3 +356,78 @@ def test_gsm8k_answers_verify_against_themselves_and_not_against_another() -> No
                 assert solved(name, answer, text)
                 assert solved(name, answer, f"So there are {reference} of them.\nAnswer: {reference}")
                 assert not solved(name, answer, text.replace(f"#### {reference}", f"#### {off}"))
+
+
+@pytest.mark.parametrize(
+    "reference", ["", "$", r"\frac{1}{", "²", r"\neg p", pytest.param("1" * 100_000, id="100 kB of digits")]
+)
+@pytest.mark.parametrize("answer", ["5", "x+1", "Monday"])
+def test_a_reference_that_nothing_can_equal_is_an_error_that_names_the_prompt(reference: str, answer: str) -> None:
+    with pytest.raises(DataError) as caught:
+        solved("math", reference, f"<ans>{answer}</ans>", answer_format=("<ans>", "</ans>"))
+    message = (
+        f"prompt p1: answer {reference[:80]!r} cannot be read as mathematics; mend it, or compare it as text by 'exact'"
+    )
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("reference", ["No.", "6:00 p.m.", r"\text{(A), (B)}", "eighty-five"])
+def test_a_reference_in_words_is_compared_as_text(reference: str) -> None:
+    asked = {"answer_format": ("<ans>", "</ans>")}
+    assert solved("math", reference, f"<ans>{reference.upper()}</ans>".replace("TEXT", "text"), **asked)
+    assert not solved("math", reference, "<ans>Tuesday</ans>", **asked)
+    assert not solved("math", reference, "<ans>x+1</ans>", **asked)
+
+
+def test_the_reason_says_what_an_answer_is_not() -> None:
+    for reference, answer, reason in [
+        ("5", "x>5", "the answer is not one number"),
+        (r"\frac{1}{2}", "0.25+0.25", "the answer is not one number"),
+        ("x", "y", "wrong answer"),
+        ("x", "((", "the answer cannot be read as mathematics"),
+        ("x", "y" * 5000, "too large to compare"),
+    ]:
+        score = VERIFIERS["math"](prompt(answer=reference, answer_format=("=>", "")), f"=> {answer}")
+        assert score == Score(0.0, False, reason, {"format": 1.0, "correct": 0.0})
+
+
+HUGE = [
+    pytest.param("1" * 100_000, id="100 kB of digits"),
+    pytest.param(r"\frac{1}{" * 150 + "2" + "}" * 150, id="nested fractions"),
+    pytest.param(r"\frac{1}{" * 9_000 + "2" + "}" * 9_000, id="100 kB of nested fractions"),
+    pytest.param("10^10^10", id="10^10^10"),
+    pytest.param("10^{10^{10}}", id="10^{10^{10}}"),
+    pytest.param("(10^{10})!", id="(10^{10})!"),
+]
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[MathWorker]:
+    math_worker = MathWorker(cpu_seconds=0.5)
+    yield math_worker
+    math_worker.close()
+
+
+@pytest.mark.parametrize("text", HUGE)
+def test_what_is_huge_hangs_nobody(worker: MathWorker, text: str) -> None:
+    started = time.thread_time(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    equal, reason = worker.compare(text, "x+1")
+    assert not equal
+    assert reason in ("", "too large to compare", "the answer cannot be read as mathematics")
+    try:
+        assert worker.compare("x+1", text) == (False, "")
+    except DataError as error:
+        assert re.search("cannot be read as mathematics|too large to compare with anything", str(error))  # noqa: PT017
+    assert worker.compare("1+x", "x+1") == (True, "")
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert time.thread_time() - started[0] < 1
+    assert (
+        ended.ru_utime + ended.ru_stime - started[1].ru_utime - started[1].ru_stime < 15
+    )  # three started, three limits
+    assert not solved("math", "5", text)
+
+
+def test_too_large_an_answer_is_unsolved_and_too_large_a_reference_an_error(worker: MathWorker) -> None:
+    assert worker.compare("10^{10^{10}}", "x+1") == (False, "too large to compare")
+    with pytest.raises(DataError, match=r"^answer '10\^\{10\^\{10\}\}' is too large to compare with anything$"):
+        worker.compare("7", "10^{10^{10}}")
