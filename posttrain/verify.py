@@ -1,7 +1,8 @@
 """`posttrain verify`: a verifier on a file of completions, to see what a reward would say before a run depends on it.
 
 A row has `completion` and what the kind of verifier needs: `answer`, `tests` or `format` (see `judges.verifiers`). Each
-gives a row of the output, in order: `solved`, `score`, `reason`, and `error`, null unless judging itself failed.
+gives a row of the output, in order: `solved`, `score`, `reason`, and `error`, null unless judging itself failed. Then
+`score` is null: a row that was not judged has no score of zero, and is not in the percentage of the summary.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Verified:
     """A row of the output."""
 
     solved: bool
-    score: float
+    score: float | None
     reason: str
     error: str | None = None
 
@@ -93,7 +94,7 @@ def _judge(kind: str, prompt: Prompt, completion: str) -> Verified:
     try:
         score = VERIFIERS[kind](prompt, completion)
     except (JudgeError, DataError) as error:  # such as tests that no program could pass
-        return Verified(False, 0.0, "", str(error).removeprefix(f"prompt {prompt.prompt_id}: "))
+        return Verified(False, None, "", str(error).removeprefix(f"prompt {prompt.prompt_id}: "))
     return Verified(score.outcome, score.reward, score.reason)
 
 
@@ -108,12 +109,12 @@ def _write(out: Path, found: list[Verified]) -> None:
 
 
 def print_summary(kind: str, found: list[Verified], out: Path) -> None:
-    """How many are solved, and why the others are not, the commonest reasons first."""
-    solved, errors = sum(each.solved for each in found), [each.error for each in found if each.error]
+    """How many of the judged are solved, and why the others are not, the commonest reasons first."""
+    solved, failed = sum(each.solved for each in found), sum(each.error is not None for each in found)
+    judged = len(found) - failed
+    share = f" ({solved / judged:.1%})" if judged else ""
     console.print(
-        f"{kind}: {solved} of {len(found)} solved ({solved / len(found):.1%}), "
-        f"{len(found) - solved - len(errors)} not, {len(errors)} could not be judged; {out}",
-        soft_wrap=True,
+        f"{kind}: {solved} of {judged} judged rows solved{share}, {failed} could not be judged; {out}", soft_wrap=True
     )
     table = Table("rows", "reason", box=None, pad_edge=False)
     for reason, count in _reasons(found):
@@ -124,7 +125,7 @@ def print_summary(kind: str, found: list[Verified], out: Path) -> None:
 
 def _reasons(found: list[Verified]) -> Iterator[tuple[str, int]]:
     counts: Counter[str] = Counter(
-        f"error: {each.error}" if each.error else each.reason for each in found if not each.solved
+        each.reason if each.error is None else f"error: {each.error}" for each in found if not each.solved
     )
     yield from counts.most_common(SHOWN)
     rest = sum(counts.values()) - sum(count for _, count in counts.most_common(SHOWN))

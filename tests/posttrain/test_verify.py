@@ -55,8 +55,24 @@ def test_code_by_all_kinds_of_tests(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [row["error"] for row in rows] == [None] * 5 + [rows[5]["error"], None]
     assert rows[5]["error"].startswith("tests: SyntaxError")
     shown = capsys.readouterr().err
-    assert "code: 3 of 7 solved (42.9%), 3 not, 1 could not be judged" in shown
+    assert "code: 3 of 6 judged rows solved (50.0%), 1 could not be judged" in shown
     assert "test 2 of 2: AssertionError" in shown
+
+
+def test_what_could_not_be_judged_has_no_score_and_is_in_no_percentage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = {"completion": r"\boxed{1}", "answer": r"\frac{1}{"}
+    rows = judged(tmp_path, "math", broken, {"completion": "#### 72", "answer": "72"})
+    assert (rows[0]["solved"], rows[0]["score"], rows[0]["reason"]) == (False, None, "")
+    assert rows[0]["error"].startswith(r"answer '\\frac{1}{' cannot be read as mathematics")
+    assert rows[1] == {"solved": True, "score": 1.0, "reason": "", "error": None}
+    shown = capsys.readouterr().err
+    assert "math: 1 of 1 judged rows solved (100.0%), 1 could not be judged" in shown
+    assert "error: answer" in shown
+    (tmp_path / "out.jsonl").unlink()
+    assert [row["score"] for row in judged(tmp_path, "math", broken)] == [None]
+    assert "math: 0 of 0 judged rows solved, 1 could not be judged" in capsys.readouterr().err
 
 
 def test_format_exact_and_auto(tmp_path: Path) -> None:
