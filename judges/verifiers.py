@@ -16,7 +16,7 @@ from judges.answers import NUMBER, Extraction, extract, extract_code, extract_nu
 from judges.code_tests import check_tests, code_verdict
 from judges.code_worker import CodeWorker
 from judges.math_worker import MAX_CHARS, MathWorker
-from rollouts.errors import DataError
+from rollouts.errors import DataError, JudgeError
 from rollouts.types import Prompt, Score
 
 Verifier = Callable[[Prompt, str], Score]
@@ -30,39 +30,40 @@ def exact(prompt: Prompt, completion: str) -> Score:
     """The answer's text is the reference's, apart from white space and letter case."""
     reference = _reference(prompt)
     found = extract(completion, prompt.answer_format) if prompt.answer_format else extract_text(completion)
-    return _score(found, lambda answer: (_normal(answer) == _normal(reference), ""))
+    return _score(prompt, found, lambda answer: (_normal(answer) == _normal(reference), ""))
 
 
 def math_equal(prompt: Prompt, completion: str) -> Score:
     """The answer is mathematically equal to the reference: the verifier `math`.
 
     Raises:
-        DataError: the reference cannot be read as mathematics, or is too large to compare with anything.
+        JudgeError: the reference cannot be read as mathematics, or is too large to compare with anything.
     """
     reference = _reference(prompt)
     reference = marked_answer(reference) or reference
     found = extract(completion, prompt.answer_format) if prompt.answer_format else extract_number(completion)
-    try:
-        return _score(found, lambda answer: _math_verdict(answer, reference))
-    except DataError as error:
-        raise DataError(f"prompt {prompt.prompt_id}: {error}") from None
+    return _score(prompt, found, lambda answer: _math_verdict(answer, reference))
 
 
 def code(prompt: Prompt, completion: str) -> Score:
-    """The answer is a program that passes the prompt's tests, see `judges.code_tests`."""
+    """The answer is a program that passes the prompt's tests, see `judges.code_tests`.
+
+    Raises:
+        JudgeError: the tests cannot be run, or would never run.
+    """
     try:
         check_tests(prompt.tests)
     except DataError as error:
         raise DataError(f"prompt {prompt.prompt_id}: {error}") from None
     found = extract(completion, prompt.answer_format) if prompt.answer_format else extract_code(completion)
-    return _score(found, lambda answer: code_verdict(_code_worker, answer, prompt.tests))
+    return _score(prompt, found, lambda answer: code_verdict(_code_worker, answer, prompt.tests))
 
 
 def asked_format(prompt: Prompt, completion: str) -> Score:
     """The answer is in the asked format, whatever it is: the verifier `format`."""
     if prompt.answer_format is None:
         raise DataError(f"prompt {prompt.prompt_id} has no 'format' to obey")
-    return _score(extract(completion, prompt.answer_format), lambda _: (True, ""))
+    return _score(prompt, extract(completion, prompt.answer_format), lambda _: (True, ""))
 
 
 def auto(prompt: Prompt, completion: str) -> Score:
@@ -79,8 +80,11 @@ VERIFIERS: dict[str, Verifier] = {
 }  # fmt: skip
 
 
-def _score(found: Extraction, judge: Callable[[str], Verdict]) -> Score:
-    correct, reason = judge(found.answer) if found.answer else (False, "")
+def _score(prompt: Prompt, found: Extraction, judge: Callable[[str], Verdict]) -> Score:
+    try:
+        correct, reason = judge(found.answer) if found.answer else (False, "")
+    except DataError as error:  # one bad row among many: its groups are rejected and counted, and the run goes on
+        raise JudgeError(f"prompt {prompt.prompt_id}: {error}") from None
     solved = correct and found.obeyed
     breakdown = {"format": float(found.obeyed), "correct": float(correct)}
     return Score(float(solved), solved, found.reason or reason or ("" if correct else "wrong answer"), breakdown)
