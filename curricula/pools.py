@@ -13,7 +13,7 @@ POOL_EDGES = (0.2, 0.8)
 class Pools(Uniform):
     """Easy, normal and hard by the rate of the last group, drawn in fixed shares; prompts never drawn are normal.
 
-    The share of a pool that is empty goes to the others.
+    The share of a pool that is empty goes to the others, in proportion to theirs.
     """
 
     sets_each = 3  # normal, easy, hard
@@ -21,13 +21,11 @@ class Pools(Uniform):
     def pick(self, capability: int) -> int | None:
         """As `Uniform.pick`."""
         easy, hard = self.curriculum.easy_pool, self.curriculum.hard_pool
-        shares = np.array([1 - easy - hard, easy, hard]).cumsum()
-        first = int(np.searchsorted(shares, self._rng.random(), side="right"))
-        for number in (first, 0, 1, 2):
-            rows = self.sets.sets[capability * self.sets_each + min(number, 2)]
-            if rows:
-                return self._any(rows)
-        return None
+        sets = self.sets.sets[capability * self.sets_each : (capability + 1) * self.sets_each]
+        shares = np.where([bool(rows) for rows in sets], (max(1 - easy - hard, 0), easy, hard), 0)
+        if shares.any():
+            return self._any(sets[self._rng.choice(len(sets), p=shares / shares.sum())])
+        return next((self._any(rows) for rows in sets if rows), None)  # in pools of which no share is wanted
 
     def _bucket(self, rows_N: np.ndarray) -> np.ndarray:
         rate = self.stats.last_P[rows_N] / self.stats.group_size
