@@ -6,7 +6,7 @@ The fit gives mean and strength. So a kind of prompt whose prompts are all or no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -74,6 +74,18 @@ class Priors:
         for number in range(len(self._groups_C)):
             self._groups_C[number] = self.counts_KG[self.class_K == number].sum()
             self._fit(number)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of the fit, and of how many groups of each class it is of; counts are kept by the caller."""
+        return {
+            "alpha": self.alpha_K.copy(), "beta": self.beta_K.copy(),
+            "groups": self._groups_C.copy(), "fitted": self._fitted_C.copy(),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes back what `state_dict` gave of the same kinds, so that the next fit comes when it would have come."""
+        self.alpha_K, self.beta_K = state["alpha"].copy(), state["beta"].copy()
+        self._groups_C, self._fitted_C = state["groups"].copy(), state["fitted"].copy()
 
     def _fit(self, number: int) -> None:
         """Fits the kinds of a class: the mean of the posterior on a grid of means and strengths."""

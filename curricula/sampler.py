@@ -13,6 +13,7 @@ import numpy as np
 
 from curricula.curriculum import Curriculum
 from curricula.pools import Pools
+from curricula.row_sets import NONE
 from curricula.selection import InOrder, Uniform, together
 from curricula.signal import Signal
 from curricula.stats import StatsTable
@@ -87,11 +88,11 @@ class PromptSampler:
         """The row of the next prompt of a capability, as of a policy version; it is in flight until observed."""
         number = self._numbers[capability]
         if version > self.selection.version:
-            self._settle()
+            self.settle()
             self.selection.advance(version)
         row = self.selection.pick(number)
         if row is None and self._finished:
-            self._settle()
+            self.settle()
             row = self.selection.pick(number)
         if row is None:  # a set smaller than what is in flight: a prompt is then drawn twice
             rows = [row for row in self._in_flight if self._capability(row) == number]
@@ -109,15 +110,20 @@ class PromptSampler:
         """Ends a draw: with the outcomes of its group, or with None if there are none."""
         self._finished.append((row, outcomes, version))
         if len(self._finished) >= self._together:
-            self._settle()
+            self.settle()
 
     @property
     def stats(self) -> StatsTable:
         """The statistics of all groups so far."""
-        self._settle()
+        self.settle()
         return self._stats
 
-    def _settle(self) -> None:
+    @property
+    def entered(self) -> StatsTable:
+        """The statistics as the next draw finds them: of all groups but those that are still to be entered."""
+        return self._stats
+
+    def settle(self) -> None:
         """Enters the finished draws into the statistics, and puts their prompts back."""
         finished, self._finished = self._finished, []
         if not finished:
@@ -148,9 +154,18 @@ class PromptSampler:
         return int(self._stats.capability(np.array([row]))[0])
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Everything but the draws in flight, as copies; what is no array is JSON."""
-        self._settle()
-        state = {"rng": self._rng.bit_generator.state, "selection": self.name, "version": self.selection.version}
+        """Everything but the draws in flight, as copies; what is no array is JSON.
+
+        Nothing is changed by it: what is drawn next must not depend on when a checkpoint is taken.
+        """
+        state = {
+            "rng": self._rng.bit_generator.state, "selection": self.name, "version": self.selection.version,
+            "ahead": self.selection.ahead(),
+            "finished": [
+                (row, None if outcomes is None else [bool(outcome) for outcome in outcomes], version)
+                for row, outcomes, version in self._finished
+            ],
+        }  # fmt: skip
         columns = {f"selection/{name}": column for name, column in self.selection.columns().items()}
         return {"sampler": np.array(json.dumps(state)), **columns, **self._stats.state_dict()}
 
@@ -158,6 +173,8 @@ class PromptSampler:
         """Restores what `state_dict` gave, perhaps of other prompts: removed ones are dropped, new ones are unseen."""
         saved: dict[str, Any] = json.loads(str(state["sampler"]))
         rows, places = self._stats.load_state_dict(state)
+        now = np.full(len(state["prompt_ids"]), NONE)
+        now[places] = rows
         self._rng.bit_generator.state = saved["rng"]
         self._in_flight.clear()
         self._finished.clear()
@@ -165,12 +182,18 @@ class PromptSampler:
             columns = self.selection.columns()
             for name, column in columns.items():
                 column[rows] = state[f"selection/{name}"][places]
+            ahead = now[np.array(saved.get("ahead", ()), dtype=np.int64)]
             self.selection.restore(columns, saved["version"])
+            self.selection.restore_ahead(ahead[ahead != NONE].tolist())
         else:  # its columns mean something else
             seen = np.flatnonzero(self._stats.attempts_P)
             self.selection.advance(saved["version"])
             self.selection.observed(seen)
             self.selection.put(seen.tolist())
+        for row, outcomes, version in saved.get("finished", ()):
+            if now[row] != NONE:
+                self.hold(int(now[row]))
+                self._finished.append((int(now[row]), outcomes, version))
         return Restored(len(rows), len(state["prompt_ids"]) - len(rows), len(self._stats.prompt_ids) - len(rows))
 
     def save(self, directory: Path) -> None:

@@ -86,6 +86,13 @@ class Uniform:
         """Copies of what is to be saved of each prompt, by name: each [P]."""
         return {"set": np.array(self.sets.set_P), "place": np.array(self.sets.place_P)}
 
+    def ahead(self) -> list[int]:
+        """The rows that are chosen already for the next draws: of each capability the last one first."""
+        return []
+
+    def restore_ahead(self, rows: Sequence[int]) -> None:
+        """Takes back what `ahead` gave, after `restore`."""
+
     def restore(self, columns: dict[str, np.ndarray], version: int) -> None:
         """Takes back what `columns` gave at a version. Prompts that were in flight are put where they belong."""
         self.version = version

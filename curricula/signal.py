@@ -118,18 +118,27 @@ class Signal(Uniform):
         super().replaced(rows)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """As `Uniform.columns`. What was chosen ahead is forgotten, so that a restored sampler goes on alike."""
-        for chosen in self._chosen:
-            chosen.clear()
+        """As `Uniform.columns`."""
         return {
             **super().columns(),
             "bucket": self.bucket_P.copy(), "due": self.due_P.copy(), "confirmed": self.confirmed_P.copy(),
         }  # fmt: skip
 
+    def ahead(self) -> list[int]:
+        """As `Uniform.ahead`."""
+        return [row for chosen in self._chosen for row in chosen]
+
+    def restore_ahead(self, rows: Sequence[int]) -> None:
+        """As `Uniform.restore_ahead`."""
+        for row, number in zip(rows, self.stats.capability(np.array(rows, dtype=np.int64)).tolist(), strict=True):
+            self._chosen[number].append(row)
+
     def restore(self, columns: dict[str, np.ndarray], version: int) -> None:
         """As `Uniform.restore`."""
         self.bucket_P, self.due_P, self.confirmed_P = (columns[name] for name in ("bucket", "due", "confirmed"))
         super().restore(columns, version)
+        for chosen in self._chosen:
+            chosen.clear()
         self._calendar.clear()
         for row in np.flatnonzero(self.due_P > version).tolist():
             self._calendar[int(self.due_P[row])].append(row)

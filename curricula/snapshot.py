@@ -44,7 +44,7 @@ class Snapshots:
     def __init__(self, sampler: PromptSampler) -> None:
         """What moves is told from how the sampler stands now."""
         self._sampler = sampler
-        self._before_P = _buckets(sampler)
+        self._before_P = _buckets(sampler)  # nothing is entered for it: a resumed run draws as if it had not ended
 
     def take(
         self,
@@ -56,7 +56,7 @@ class Snapshots:
         solve_rate: float | None,
     ) -> CurriculumSnapshot:
         """The snapshot after a train step; arguments are the fields that the sampler does not know."""
-        stats = self._sampler.stats
+        stats = self._sampler.stats  # enters what has finished
         now_P, names = _buckets(self._sampler), (UNSEEN, *BUCKETS)
         changed_N = np.flatnonzero(now_P != self._before_P)
         pairs = zip(self._before_P[changed_N].tolist(), now_P[changed_N].tolist(), strict=True)
@@ -86,7 +86,7 @@ def _histogram(stats: StatsTable, version: int) -> list[int]:
 
 def _buckets(sampler: PromptSampler) -> np.ndarray[Any, Any]:
     """[P] places in (UNSEEN, *BUCKETS): where the selection keeps prompts, or by the share of their last group."""
-    stats = sampler.stats  # settles what has finished
+    stats = sampler.entered
     if isinstance(sampler.selection, Signal):
         return sampler.selection.bucket_P.copy()
     rate_P = stats.last_P / stats.group_size

@@ -218,8 +218,7 @@ class StatsTable:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all columns; rows by prompt id, so that they can be restored with other prompts."""
-        self.priors.fit()  # as they are when restored
-        self.moves.fit()
+        fits = {"priors": self.priors, "moves": self.moves}
         return {
             "prompt_ids": self.prompt_ids.copy(),
             **{f"stats/{name}": getattr(self, name).copy() for name in self._COLUMNS},
@@ -229,6 +228,7 @@ class StatsTable:
             "capabilities": np.array(self.capabilities),
             "capabilities/moves": self._follow_ups().copy(),
             "capabilities/weights": self.weight_CB.copy(),
+            **{f"{name}/{key}": column for name, fit in fits.items() for key, column in fit.state_dict().items()},
         }
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -255,8 +255,12 @@ class StatsTable:
             self._follow_ups()[capabilities] = state["capabilities/moves"][saved_capabilities]
         else:  # groups of another size say nothing of groups of this one
             self.last_P[rows] = np.rint(self.last_P[rows] * (self.group_size / saved_size))
-        self.priors.fit()
-        self.moves.fit()
+        alike = self.kinds == state["kinds"].tolist() and self.capabilities == state["capabilities"].tolist()
+        for name, fit in {"priors": self.priors, "moves": self.moves}.items():
+            if alike and saved_size == self.group_size and f"{name}/alpha" in state:
+                fit.load_state_dict({key: state[f"{name}/{key}"] for key in fit.state_dict()})
+            else:
+                fit.fit()
         return rows, places
 
     def _remember_kinds(self, state: Mapping[str, np.ndarray]) -> None:

@@ -328,3 +328,4 @@ def observe_scan(sampler: PromptSampler, found: Mapping[str, tuple[int, int]], g
         outcomes = rng.permutation(np.arange(samples) < solved).tolist()
         for start in range(0, samples, group_size):
             sampler.observe(row, outcomes[start : start + group_size], 0)
+    sampler.settle()

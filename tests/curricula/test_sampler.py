@@ -1,5 +1,6 @@
 """Which prompt is drawn."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from curricula.gate import rejection
 from curricula.sampler import FILE, PromptSampler
 from curricula.selection import together
 from curricula.signal import DUE, EASY, HARD, MEDIUM, SOLVED, UNSEEN, UNSOLVED, Signal
+from curricula.snapshot import Snapshots
 from posttrain.config.schema import CurriculumConfig
 from rollouts.errors import CheckpointError
 from rollouts.types import Prompt
@@ -117,6 +119,24 @@ def test_pools_are_drawn_in_their_shares() -> None:
     assert drawn[0] / 4000 == pytest.approx(0.05, abs=0.015)
     assert drawn[1] / 4000 == pytest.approx(0.75, abs=0.03)
     assert drawn[2] / 4000 == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("solved", "shares"),
+    [((0, 8), {0: 1 / 5, 8: 4 / 5}), ((0, 4), {0: 1 / 6, 4: 5 / 6}), ((4, 8), {4: 5 / 9, 8: 4 / 9}), ((0,), {0: 1})],
+)
+def test_the_share_of_an_empty_pool_goes_to_the_others_in_proportion(
+    solved: tuple[int, ...], shares: dict[int, float]
+) -> None:
+    sampler = PromptSampler(prompts(math=60), "pools", 8, 0, Curriculum(easy_pool=0.4, hard_pool=0.1))
+    for row in range(60):
+        teach(sampler, row, [solved[row % len(solved)]])
+    drawn: Counter[int] = Counter()
+    for _ in range(4000):
+        row = sampler.draw("math", 0)
+        drawn[solved[row % len(solved)]] += 1
+        sampler.observe(row, None, 0)
+    assert {pool: count / 4000 for pool, count in drawn.items()} == pytest.approx(shares, abs=0.035)
 
 
 # -------------------------------------------------------------------------------------------------------- signal
@@ -275,6 +295,70 @@ def test_a_restored_sampler_draws_as_one_that_went_on(tmp_path: Path, selection:
     expected = run(one, range(40, 80), ["math", "code"])
     assert run(other, range(40, 80), ["math", "code"]) == expected
     assert len(set(expected)) > 20
+
+
+class Busy:
+    """Draws and observes with several draws in flight, each step the same for the same seed."""
+
+    def __init__(self, sampler: PromptSampler) -> None:
+        self.sampler, self.drawn = sampler, list[int]()
+        self.under_way: list[tuple[int, int]] = []  # row, version
+
+    def step(self, number: int) -> None:
+        """A draw, and the end of up to two that are in flight; a new version at every 40th step."""
+        version, rng = number // 40, np.random.default_rng(number)
+        row = self.sampler.draw("math" if number % 3 else "code", version)
+        self.drawn.append(row)
+        self.under_way.append((row, version))
+        for _ in range(int(rng.integers(3)) if len(self.under_way) > 8 else 0):
+            done, drawn_at = self.under_way.pop(int(rng.integers(len(self.under_way))))
+            seen = 8 if number % 4 else 3  # some are given up early
+            outcomes = group(int(rng.binomial(seen, (done * 7 % 11) / 10)), seen)
+            self.sampler.observe(done, None if number % 17 == 0 else outcomes, drawn_at)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("size", [60, 1500])
+def test_draws_do_not_depend_on_when_checkpoints_are_taken(tmp_path: Path, selection: str, size: int) -> None:
+    rows = prompts(math=size, code=size // 2)
+    samplers = [PromptSampler(rows, selection, group_size=8, seed=0) for _ in range(2)]
+    alone, saved = (Busy(sampler) for sampler in samplers)
+    chance = np.random.default_rng(5)
+    for number in range(1200):
+        alone.step(number)
+        saved.step(number)
+        if chance.random() < 0.1:
+            saved.sampler.save(tmp_path)
+    assert saved.drawn == alone.drawn
+    # One that is restored in between, with what is under way, goes on as they do.
+    saved.sampler.save(tmp_path)
+    restored = Busy(PromptSampler(rows, selection, group_size=8, seed=9))
+    restored.sampler.load(tmp_path)
+    Snapshots(restored.sampler)
+    restored.drawn, restored.under_way = list(saved.drawn), list(saved.under_way)
+    for row, _ in restored.under_way:
+        restored.sampler.hold(row)
+    for number in range(1200, 2000):
+        alone.step(number)
+        restored.step(number)
+    assert restored.drawn == alone.drawn
+    for name, column in alone.sampler.stats.state_dict().items():
+        np.testing.assert_array_equal(restored.sampler.stats.state_dict()[name], column, err_msg=name)
+
+
+def test_a_state_without_what_was_chosen_ahead_is_read(tmp_path: Path) -> None:
+    """As an older version wrote it."""
+    rows = prompts(math=60)
+    one = PromptSampler(rows, "signal", group_size=8, seed=0)
+    run(one, range(10), ["math"])
+    older = {name: column for name, column in one.state_dict().items() if not name.startswith(("priors/", "moves/"))}
+    sampler = json.loads(str(older["sampler"]))
+    del sampler["ahead"], sampler["finished"]
+    other = PromptSampler(rows, "signal", group_size=8, seed=0)
+    other.load_state_dict({**older, "sampler": np.array(json.dumps(sampler))})
+    np.testing.assert_array_equal(other.stats.attempts_P, one.stats.attempts_P)
+    one.stats.priors.fit()
+    np.testing.assert_array_equal(other.stats.priors.alpha_K, one.stats.priors.alpha_K)
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
