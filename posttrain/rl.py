@@ -150,7 +150,8 @@ class Controller:
             self.slots.probe(capability)
         for draw, judged in pending:
             oldest = judged.oldest_version if judged else self.version
-            if draw.capability not in self.slots.weights or not self.slots.fits(draw, oldest, self.version):
+            known = draw.capability in self.slots.weights
+            if not known or not self.slots.fits(draw, oldest, self.version, self._oversample):
                 self._reject(draw, "stale", judged)
                 continue
             self.slots.take(draw)
@@ -159,6 +160,7 @@ class Controller:
             else:
                 self.sampler.hold(draw.row)
                 self._again.append(draw)
+        self._reject_surplus()
 
     def stop(self) -> None:
         """Asks the loop to end at the next step boundary."""
@@ -245,9 +247,7 @@ class Controller:
         for draw, result in sorted(self._round, key=lambda item: item[0].draw_id):
             self._gate(draw, result)
         self._round.clear()
-        if self.config.max_staleness == 0:
-            for judged in self.slots.surplus():
-                self._reject(judged.draw, "surplus", judged)
+        self._reject_surplus()
         self._fill()
 
     def _gate(self, draw: Draw, result: Judged | JudgeError) -> None:
@@ -286,6 +286,12 @@ class Controller:
             draw.draw_id, "rejected", reason, sum(outcomes), len(outcomes), judged.tokens if judged else 0
         )
 
+    def _reject_surplus(self) -> None:
+        """Rejects what a synchronous round has brought beyond a batch."""
+        if self.config.max_staleness == 0:
+            for judged in self.slots.surplus():
+                self._reject(judged.draw, "surplus", judged)
+
     def _lend(self, capability: str, failure: JudgeError | None) -> None:
         """After many rejections in a row a capability lends its share; when all have, no prompt gives a signal."""
         if capability in self.slots.lent or self._without_signal[capability] >= self.config.max_rejected_in_a_row:
@@ -311,9 +317,8 @@ class Controller:
         """Draws a prompt into every free slot; in a synchronous round only once nothing is under way."""
         if self.config.max_staleness == 0 and self._tasks:
             return
-        oversample = self.config.oversample if self.config.max_staleness == 0 else 1.0
         for capability in self.slots.weights:
-            for _ in range(self.slots.free(capability, oversample)):
+            for _ in range(self.slots.free(capability, self._oversample)):
                 row = self.sampler.draw(capability, self.synced)
                 prompt = self.instructions.for_draw(self.sampler.prompts[row], self.next_draw)
                 draw = Draw(self.next_draw, row, prompt, self.synced)
@@ -321,6 +326,11 @@ class Controller:
                 self.slots.take(draw)
                 self.ledger.drawn(draw.draw_id, prompt.prompt_id, capability, draw.version, prompt.instruction)
                 self._start(draw)
+
+    @property
+    def _oversample(self) -> float:
+        """Groups drawn in a round for each one that is missing; rounds are of synchronous runs alone."""
+        return self.config.oversample if self.config.max_staleness == 0 else 1.0
 
     def _start(self, draw: Draw) -> None:
         self._tasks[asyncio.ensure_future(self.workers.rollout(draw))] = draw

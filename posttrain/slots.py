@@ -93,6 +93,11 @@ class Slots:
         active = {name: weight for name, weight in self.weights.items() if name not in self.lent}
         self.quotas = dict.fromkeys(self.weights, 0) | (allocate(self.prompts_per_step, active) if active else {})
 
+    @property
+    def asked(self) -> dict[str, int]:
+        """The capabilities' shares of a batch as they were asked for: none lends its share."""
+        return allocate(self.prompts_per_step, self.weights)
+
     def lend(self, capability: str) -> None:
         """Gives a capability's share to the others."""
         self.lent.add(capability)
@@ -133,13 +138,15 @@ class Slots:
         """Ready groups that are too old to be trained; only a change of quotas makes any."""
         return [judged for judged in self._ready.values() if version - judged.oldest_version > self.max_staleness]
 
-    def fits(self, draw: Draw, oldest_version: int, version: int) -> bool:
+    def fits(self, draw: Draw, oldest_version: int, version: int, oversample: float = 1.0) -> bool:
         """Whether a draw that was pending may be taken up at a version, after those before it: within the slots of its
         capability, and in time for the bound. Unless settings have changed meanwhile, all may.
         """
         if draw.capability in self.lent:
             return True
         before, quota = len(self._live[draw.capability]), self.quotas[draw.capability]
+        if oversample > 1:  # what a synchronous round has too many of is surplus at its end, not for later batches
+            return before < math.ceil(quota * oversample) and version - oldest_version <= self.max_staleness
         return before < (self.max_staleness + 1) * quota and (
             version + before // quota - oldest_version <= self.max_staleness
         )

@@ -64,11 +64,14 @@ class Lineage:
             prompts = PromptWindow(endless(), self.window, checkpoint=saved)
         return PromptSampler(prompts, self.config.selection, self.config.group_size, seed=0)
 
-    def live(self, seconds: float | None = None, lose_slow_ones: bool = False, **changes: Any) -> Controller:
+    def live(
+        self, seconds: float | None = None, lose_slow_ones: bool = False, stopped: bool = False, **changes: Any
+    ) -> Controller:
         """Runs from the newest checkpoint for so many seconds, or to the end.
 
         Args:
             seconds: after which the life ends without a word.
+            stopped: by Ctrl-C instead, so that there is a checkpoint wherever it stands.
             lose_slow_ones: forget the draws that were under way, as a naive resume does.
             changes: of the settings, from now on.
         """
@@ -99,9 +102,9 @@ class Lineage:
                     pending.append((Draw(was.draw_id, row, sampler.prompts[row], was.version), None))
             controller.restore(saved.controller, mark.next_draw, pending)
 
-        async def keep(version: int) -> None:
+        async def keep(version: int, now: bool = False) -> None:
             self.batches += workers.trained[len(self.batches) - (saved.version if saved else 0) :]
-            if version % 3 == 0 or version == self.config.steps:
+            if now or version % 3 == 0 or version == self.config.steps:
                 mark = ledger.watermark(controller.next_draw)
                 state = json.loads(json.dumps([controller.state_dict(), mark.as_json()]))
                 self.checkpoint = Checkpoint(version, sampler.state_dict(), *state, dict(controller.slots._ready))
@@ -115,6 +118,11 @@ class Lineage:
 
             task = asyncio.ensure_future(controller.run(keep, report))
             await asyncio.wait({task}, timeout=seconds)
+            if stopped:
+                controller.stop()
+                await task
+                if self.checkpoint is None or self.checkpoint.version != controller.version:
+                    await keep(controller.version, now=True)
             if task.done():
                 await task
             task.cancel()
@@ -174,6 +182,10 @@ def test_a_synchronous_run_trains_on_the_same_draws_as_without_interruption(
     assert broken.lives == 9
     assert len(whole.batches) == 30
     assert trained(broken) == trained(whole)
+    stopped = lineage(tmp_path / "stopped.db", **settings).killed(8, longest=8, stopped=True)
+    assert trained(stopped) == trained(whole)
+    rows = [Ledger(run.path, read_only=True).rows("voided_by IS NULL") for run in (stopped, whole)]
+    assert len({tuple((row.prompt_id, row.state, row.reason, row.step) for row in each) for each in rows}) == 1
 
 
 @pytest.mark.parametrize("max_staleness", [1, 4])
