@@ -73,9 +73,11 @@ class InstructionPools:
         """A held-out prompt under any instruction of its capability: the same one in every evaluation of every run."""
         return self._choose(prompt, self.of(prompt.capability), prompt.prompt_id)
 
-    def as_drawn(self, prompt: Prompt, instruction_id: str | None) -> Prompt | None:
-        """A prompt as a recorded draw asked it; None where that instruction is gone from the pool."""
-        found = [each for each in self.of(prompt.capability) if each.instruction_id == instruction_id]
+    def as_drawn(self, prompt: Prompt, instruction_id: str | None, trained: bool = False) -> Prompt | None:
+        """A prompt as a recorded draw asked it; None where that instruction is gone from the pool, or from those that
+        are trained with.
+        """
+        found = [each for each in self.of(prompt.capability, trained) if each.instruction_id == instruction_id]
         if found:
             return found[0].ask(prompt)
         return prompt if instruction_id == prompt.instruction else None

@@ -18,7 +18,9 @@ from rollouts.types import Prompt, RolloutGroup
 
 @dataclass(frozen=True)
 class Pending:
-    """The pending draws in draw order, each with its group if it was admitted; and those whose prompts are gone."""
+    """The pending draws in draw order, each with its group if it was admitted; and those that are gone: the prompt, or
+    the instruction that it was asked under.
+    """
 
     draws: list[tuple[Draw, RolloutGroup | None]]
     removed: list[DrawRow]
@@ -30,12 +32,12 @@ class Pending:
 
 
 def pending_draws(state: RLState, sampler: PromptSampler, instructions: InstructionPools, folder: Path) -> Pending:
-    """The draws that were pending at a checkpoint.
+    """The draws that were pending at a checkpoint, asked as the ledger says, whatever pools and seed are now.
 
     Args:
         state: of the checkpoint.
         sampler: of the prompts as they are now.
-        instructions: under which draws are asked.
+        instructions: the pools as they are now.
         folder: of the shards.
 
     Raises:
@@ -51,12 +53,12 @@ def pending_draws(state: RLState, sampler: PromptSampler, instructions: Instruct
     removed: list[DrawRow] = []
     for was in state.watermark.pending:
         row = rows.get(was.prompt_id)
-        if row is not None:
-            prompt = instructions.for_draw(sampler.prompts[row], was.draw_id)
+        prompt = None if row is None else _as_drawn(was, sampler.prompts[row], instructions)
+        if row is not None and prompt is not None:
             draws[was.draw_id] = Draw(was.draw_id, row, prompt, was.version)
             if was.state == "admitted":
                 admitted[was.draw_id] = prompt
-        elif was.state == "admitted" and sampler.window is not None:
+        elif row is None and was.state == "admitted" and sampler.window is not None:
             admitted[was.draw_id] = None
             left.append(was)
         else:
@@ -67,3 +69,8 @@ def pending_draws(state: RLState, sampler: PromptSampler, instructions: Instruct
     return Pending(
         [(draws[draw_id], groups[draw_id] if draw_id in admitted else None) for draw_id in sorted(draws)], removed
     )
+
+
+def _as_drawn(was: DrawRow, prompt: Prompt, instructions: InstructionPools) -> Prompt | None:
+    """A prompt as a pending draw asked it; None if that is not what is trained on any more."""
+    return instructions.as_drawn(prompt, was.instruction, trained=True) if prompt.capability == was.capability else None

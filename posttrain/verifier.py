@@ -52,7 +52,7 @@ class Verifier:
             rollout.reward, rollout.outcome, rollout.reason = score.reward, score.outcome, score.reason
             rollout.breakdown = dict(score.breakdown)
         whole = [*earlier.rollouts, *rollouts] if earlier else rollouts
-        group = RolloutGroup(draw.draw_id, draw.prompt, prompt_token_ids, whole)
+        group = RolloutGroup(draw.draw_id, draw.prompt, prompt_token_ids, whole, draw.version)
         judged = Judged.of(draw, group)
         if not others or rejection(judged.outcomes):
             with self._lock:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rollouts.types import Prompt, Rollout, RolloutGroup
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_shard(path: Path, groups: Iterable[RolloutGroup]) -> int:
@@ -15,18 +19,37 @@ def write_shard(path: Path, groups: Iterable[RolloutGroup]) -> int:
     rows = [row for group in groups for row in _rows(group)]
     if rows:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(path, rows)
+        write_rows(path, rows, shard_schema())
     return len(rows)
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows as a Parquet file, atomically."""
+def write_rows(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema | None = None) -> None:
+    """Writes rows as a Parquet file, atomically; types are those of the values unless there is a schema."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.Table.from_pylist(rows), temporary)
+    pq.write_table(pa.Table.from_pylist(rows, schema), temporary)
     temporary.replace(path)
+
+
+@cache
+def shard_schema() -> pa.Schema:
+    """The columns of every shard. Types found by the values differ where a column of one shard has nothing but nulls,
+    and such shards cannot be read together.
+    """
+    import pyarrow as pa
+
+    text, number, real, numbers = pa.string(), pa.int64(), pa.float64(), pa.list_(pa.int64())
+    return pa.schema(
+        {
+            "draw_id": number, "rollout": number, "prompt_id": text, "capability": text, "instruction": text,
+            "version": number, "messages": text, "text": text, "turns": text, "reward": real, "outcome": pa.bool_(),
+            "reason": text, "breakdown": text, "finish_reason": text, "first_version": number, "last_version": number,
+            "policy_versions": pa.list_(numbers), "prompt_token_ids": numbers, "token_ids": numbers,
+            "loss_mask": pa.list_(pa.bool_()), "logprobs": pa.list_(real),
+        }
+    )  # fmt: skip
 
 
 def _rows(group: RolloutGroup) -> Iterable[dict[str, Any]]:
@@ -37,11 +60,12 @@ def _rows(group: RolloutGroup) -> Iterable[dict[str, Any]]:
             "prompt_id": group.prompt.prompt_id,
             "capability": group.prompt.capability,
             "instruction": group.prompt.instruction,
+            "version": group.version,
             "messages": json.dumps(list(group.prompt.messages), ensure_ascii=False),
             "text": rollout.text,
             "turns": json.dumps(rollout.turns, ensure_ascii=False),
-            "reward": rollout.reward,
-            "outcome": rollout.outcome,
+            "reward": float(rollout.reward),
+            "outcome": bool(rollout.outcome),
             "reason": rollout.reason,
             "breakdown": json.dumps(rollout.breakdown),
             "finish_reason": rollout.finish_reason,
@@ -65,13 +89,14 @@ def read_groups(paths: Sequence[Path], prompts: Mapping[int, Prompt | None]) -> 
 
     if not paths or not prompts:
         return {}
-    table = ds.dataset([str(path) for path in paths]).to_table(filter=ds.field("draw_id").isin(list(prompts)))
+    shards = ds.dataset([str(path) for path in paths], schema=shard_schema())  # older ones have types of their own
+    table = shards.to_table(filter=ds.field("draw_id").isin(list(prompts)))
     groups: dict[int, RolloutGroup] = {}
     for row in table.to_pylist():
         draw_id = row["draw_id"]
         if draw_id not in groups:
             prompt = prompts[draw_id] or _prompt(row)
-            groups[draw_id] = RolloutGroup(draw_id, prompt, row["prompt_token_ids"], [])
+            groups[draw_id] = RolloutGroup(draw_id, prompt, row["prompt_token_ids"], [], row["version"])
         groups[draw_id].rollouts.append(_rollout(row))
     return groups
 

@@ -98,6 +98,7 @@ class RolloutGroup:
     prompt: Prompt
     prompt_token_ids: list[int]
     rollouts: list[Rollout]  # [G]
+    version: int | None = None  # that the generators held at the draw; None: not known
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,9 @@ def test_a_recorded_draw_is_asked_as_it_was() -> None:
     assert pools().as_drawn(PROMPT, "tags") == TAGS.ask(PROMPT)
     assert pools().as_drawn(PROMPT, "own") is PROMPT
     assert pools().as_drawn(PROMPT, "gone") is None
+    held_out = next(each for each in pools().of(PROMPT.capability) if not each.train)
+    assert pools().as_drawn(PROMPT, held_out.instruction_id) == held_out.ask(PROMPT)
+    assert pools().as_drawn(PROMPT, held_out.instruction_id, trained=True) is None
     assert InstructionPools().as_drawn(PROMPT, "own") is PROMPT
 
 

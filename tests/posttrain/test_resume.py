@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curricula.instructions import InstructionPools
+from curricula.instructions import Instruction, InstructionPools
 from curricula.row_sets import NONE
 from curricula.rows import Row
 from curricula.sampler import PromptSampler
@@ -282,7 +282,7 @@ def test_a_judged_group_is_kept_though_its_prompt_has_left_the_window(tmp_path: 
     ledger = Ledger(tmp_path / "x.db")
     ledger.begin(0, Watermark())
     for draw_id, prompt_id in enumerate(["math-900", "math-3", "math-4", "math-901"]):
-        ledger.drawn(draw_id, prompt_id, "math", 5, "short")
+        ledger.drawn(draw_id, prompt_id, "math", 5, None if draw_id else "short")
         if draw_id < 2:
             ledger.judged(draw_id, "admitted", None, 1, 2, 4)
     rollouts = [
@@ -301,3 +301,33 @@ def test_a_judged_group_is_kept_though_its_prompt_has_left_the_window(tmp_path: 
     whole = PromptSampler(sampler.prompts, "uniform", group_size=2, seed=0)
     removed = pending_draws(state, whole, InstructionPools(), tmp_path).removed
     assert [row.prompt_id for row in removed] == ["math-900", "math-901"]
+
+
+def test_pending_draws_are_asked_under_the_instructions_that_the_ledger_names(tmp_path: Path) -> None:
+    """Whatever pools and seed are by then; what is not trained with any more is not asked again."""
+    sampler = PromptSampler(make_prompts(math=6, code=1), "uniform", group_size=2, seed=0)
+    asked = [Instruction("a", "A."), Instruction("b", "B."), Instruction("c", "C."), Instruction("d", "D.")]
+    ledger = Ledger(tmp_path / "x.db")
+    ledger.begin(0, Watermark())
+    for draw_id, instruction in enumerate(["a", "b", "c", "d", None]):
+        ledger.drawn(draw_id, f"math-{draw_id}", "math", 0, instruction)
+    ledger.drawn(5, "code-0", "math", 0)  # another capability by now
+    ledger.drawn(6, "math-5", "math", 0, "b")
+    prompts = [asked[1].ask(sampler.prompts[row]) for row in (1, 5)]
+    rollouts = [
+        Rollout([7], [True], [-1.0], [(0, 1, 0)], "stop", "x", float(solved), solved) for solved in (True, False)
+    ]
+    groups = [RolloutGroup(draw, prompt, [1], rollouts, 0) for draw, prompt in zip((1, 6), prompts, strict=True)]
+    for draw in (1, 6):
+        ledger.judged(draw, "admitted", None, 1, 2, 2)
+    write_shard(tmp_path / "a.parquet", groups)
+    state = RLState(0, {}, {}, ledger.watermark(7), ("a.parquet",), {})
+    now = [*asked[:2], replace(asked[2], train=False), Instruction("e", "E.")]
+    for seed in range(3):
+        pending = pending_draws(state, sampler, InstructionPools({"math": now}, seed), tmp_path)
+        assert [(draw.draw_id, draw.prompt.instruction) for draw, _ in pending.draws] == [
+            (0, "a"), (1, "b"), (4, None), (6, "b"),
+        ]  # fmt: skip
+        assert pending.draws[0][0].prompt.messages == ({"role": "system", "content": "A."},)
+        assert [group for _, group in pending.draws] == [None, groups[0], None, groups[1]]
+        assert [row.draw_id for row in pending.removed] == [2, 3, 5]

@@ -1,12 +1,14 @@
 """Rollouts on disk and back."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 
-from rollouts.recorder import read_shards, write_rows, write_shard
+from rollouts.recorder import read_groups, read_shards, write_rows, write_shard
 from rollouts.types import Prompt, Rollout, RolloutGroup
 
 PROMPT = Prompt(
@@ -46,6 +48,34 @@ def test_shards_are_read_in_the_order_given(tmp_path: Path) -> None:
         write_shard(path, [group(draw)])
     assert [row["draw_id"] for row in read_shards(paths)] == [2, 2, 1, 1]
     assert read_shards([]) == []
+
+
+def test_groups_are_read_back_from_shards_that_differ_in_what_is_null(tmp_path: Path) -> None:
+    plain = replace(group(1), prompt=replace(PROMPT, instruction=None), version=3)
+    asked = replace(group(2), version=4)
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for path, each in zip(paths, (plain, asked), strict=True):
+        write_shard(path, [each])
+    assert read_groups(paths, {1: plain.prompt, 2: PROMPT}) == {1: plain, 2: asked}
+    loaded = datasets.load_dataset(
+        "parquet", data_files=[str(path) for path in paths], split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded["instruction"][:] == [None, None, "short", "short"]
+
+
+def test_shards_of_an_older_version_are_read_with_others(tmp_path: Path) -> None:
+    """Their types were found by their values, and they do not know the version of a draw."""
+    plain, asked = replace(group(1), prompt=replace(PROMPT, instruction=None)), group(2)
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for path, each in zip(paths, (plain, asked), strict=True):
+        write_shard(path, [each])
+        rows = [{name: row[name] for name in row if name != "version"} for row in read_shards([path])]
+        write_rows(path, rows)
+    assert pq.read_schema(paths[0]).field("instruction").type == "null"
+    write_shard(tmp_path / "c.parquet", [replace(group(3), version=5)])
+    found = read_groups([*paths, tmp_path / "c.parquet"], {1: plain.prompt, 2: None, 3: PROMPT})
+    assert (found[1], found[3]) == (plain, replace(group(3), version=5))
+    assert (found[2].prompt, found[2].rollouts) == (PROMPT, asked.rollouts)
 
 
 def test_a_shard_is_what_datasets_loads(tmp_path: Path) -> None:
