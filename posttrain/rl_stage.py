@@ -161,7 +161,7 @@ class RLStage:
             restored = self._restore(self.state)
             say(f"going on after step {version}: {voided} later draws are void; {restored}")
         observe_scan(self.sampler, known, rl.group_size)
-        self.curriculum = CurriculumLog(self.folder / CURRICULUM, version, self.sampler, self.controller.slots.quotas)
+        self.curriculum = CurriculumLog(self.folder / CURRICULUM, version, self.sampler, self.controller.slots.asked)
         self.heldout, self.scorer = heldout, scorer_of(self.config, self.workers.graders)
         self.started = time.monotonic()
         self.engines_before = await self.workers.engine_metrics()

@@ -27,7 +27,7 @@ def simulated(tmp_path: Path, version: int = 0, steps: int = 6) -> tuple[Run, Cu
     prompts = make_prompts(math=40, code=40)
     run = make_run(tmp_path / f"{version}.db", prompts, workers, steps=steps, quotas={"math": 3.0, "code": 1.0})
     run.controller.version = run.controller.synced = version
-    return run, CurriculumLog(tmp_path / "c.jsonl", version, run.sampler, run.controller.slots.quotas)
+    return run, CurriculumLog(tmp_path / "c.jsonl", version, run.sampler, run.controller.slots.asked)
 
 
 def test_a_line_for_each_step_counts_what_that_step_did(tmp_path: Path) -> None:
@@ -64,6 +64,16 @@ def test_resuming_drops_what_was_written_after_the_checkpoint(tmp_path: Path) ->
     assert rows[:4] == before[:4]
     assert rows[4].trained == {"math": 6, "code": 2}  # since the resume, not since the run began
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+
+
+def test_shares_are_those_asked_for_though_a_capability_lends_its_own_at_the_resume(tmp_path: Path) -> None:
+    run, _ = simulated(tmp_path)
+    run.controller.restore({"without_signal": {"math": 40}, "lent_since": {"math": 0}, "probing": []}, 0, [])
+    assert run.controller.slots.quotas == {"math": 0, "code": 8}
+    assert run.controller.slots.asked == {"math": 6, "code": 2}
+    log = CurriculumLog(tmp_path / "c.jsonl", 0, run.sampler, run.controller.slots.asked)
+    log.write(1, run.controller.totals)
+    assert [row.asked for row in read_snapshots(tmp_path / "c.jsonl")] == [{"math": 6, "code": 2}]
 
 
 def test_a_run_that_starts_anew_begins_an_empty_file(tmp_path: Path) -> None:
