@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import Any
 from curricula.sampler import PromptSampler
 from curricula.snapshot import CurriculumSnapshot, Snapshots
 from posttrain.rl import Totals
+from posttrain.rundir import write_lines
 
 NAME = "curriculum.jsonl"
 
@@ -30,13 +30,7 @@ class CurriculumLog:
             asked: groups of a batch that each capability is to have.
         """
         self.path, self._asked, self._snapshots, self._before = path, dict(asked), Snapshots(sampler), Totals()
-        kept = [line for line in _lines(path) if line["version"] <= version]
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_lines(path, (json.dumps(line) for line in _lines(path) if line["version"] <= version))
         self._file = path.open("a", buffering=1)
 
     def write(self, version: int, totals: Totals) -> None:

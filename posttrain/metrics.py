@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from posttrain.config import MetricsConfig
+from posttrain.rundir import write_lines
 from rollouts.errors import ConfigError
 
 
@@ -21,14 +23,16 @@ class MetricsLog:
         Raises:
             ConfigError: `wandb_project` is set and wandb is not installed.
         """
-        self._name = name
-        self._file = (run / "metrics.jsonl").open("a", buffering=1)
-        self._tensorboard: Any = None
+        self._name, self._path = name, run / "metrics.jsonl"
+        self._file = self._path.open("a", buffering=1)
+        self._open_tensorboard: Callable[..., Any] | None = None
+        self._tensorboard: Any = None  # from the first scalar on
+        self._first: int | None = None  # step from which TensorBoard forgets what it has
         self._wandb: Any = None
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(run / "tensorboard" / name))
+            self._open_tensorboard = partial(SummaryWriter, str(run / "tensorboard" / name))
         if config.wandb_project:
             try:
                 import wandb  # type: ignore[import-not-found, unused-ignore]
@@ -39,12 +43,33 @@ class MetricsLog:
 
             self._wandb = wandb.init(project=config.wandb_project, name=f"{run.name}-{name}", dir=str(run))
 
+    def drop_after(self, step: int | None) -> None:
+        """Drops what earlier attempts at the stage wrote after the step that it goes on from; None: it starts anew.
+
+        To be called before the first `write`.
+        """
+        self._first = 0 if step is None else step + 1
+        self._file.close()
+        write_lines(
+            self._path, [line for line in self._path.read_text().splitlines() if self._stays(line, self._first)]
+        )
+        self._file = self._path.open("a", buffering=1)
+
+    def _stays(self, line: str, first: int) -> bool:
+        """Whether a line is another stage's, or of a step before the first that is to be written."""
+        try:
+            values = json.loads(line)
+        except ValueError:  # half of one: the process was killed
+            return False
+        return bool(values["stage"] != self._name or values["step"] < first)
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars at a step."""
         self._file.write(
             json.dumps({"time": round(time.time(), 3), "stage": self._name, "step": step, **values}) + "\n"
         )
-        if self._tensorboard is not None:
+        if self._open_tensorboard is not None:
+            self._tensorboard = self._tensorboard or self._open_tensorboard(purge_step=self._first)
             for key, value in values.items():
                 self._tensorboard.add_scalar(key, value, step)
         if self._wandb is not None:

@@ -132,6 +132,7 @@ class RLStage:
         self.workers = RayWorkers(cluster, self.pool, renderer, start, parent, self.folder)
         self.shards = list(self.state.shards) if self.state else []
         self.log = MetricsLog(rundir.path, config.metrics, "rl")
+        self.log.drop_after(self.state.version if self.state else None)
         self.agreed: int | None = None  # the last version at which engines and trainer were compared
         self._evaluation: asyncio.Task[None] | None = None
         self._drawing: asyncio.Task[None] | None = None  # of the curriculum

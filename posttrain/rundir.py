@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,11 +29,15 @@ STAGES = ("sft", "rl", "dpo")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically: a reader sees the old file or the new one."""
+    """Writes JSON atomically."""
+    write_lines(path, [json.dumps(value, indent=2, ensure_ascii=False)])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes a text file atomically: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.writelines(f"{line}\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -227,9 +231,9 @@ class RunDir:
         """Takes the checkpoints of its stage that are later than the one to go on from out of the way: they keep their
         files as `step-000100-given-up`, and count no more.
         """
-        stage, step = Manifest.read(checkpoint).stage, int(checkpoint.name.removeprefix("step-"))
-        for later in self.checkpoints(stage):
-            if int(later.name.removeprefix("step-")) > step:
+        manifest = Manifest.read(checkpoint)
+        for later in self.checkpoints(manifest.stage):
+            if int(later.name.removeprefix("step-")) > manifest.step:
                 aside = later.with_name(f"{later.name}-given-up")
                 _remove(aside)  # of an earlier time
                 later.rename(aside)

@@ -110,6 +110,7 @@ def train(trainer: Any, callback: StageCallback, resume: Path | None) -> Path:
     per_epoch = math.ceil(per_epoch / trainer.args.gradient_accumulation_steps)
     total = math.ceil(per_epoch * trainer.args.num_train_epochs)
     done = int(resume.name.removeprefix("step-")) if resume else 0
+    callback.log.drop_after(done if resume else None)
     if trainer.eval_dataset is not None:
         callback.evaluations.append(trainer.evaluate())  # of a resumed stage, too: the model is the parent's still
     with on_interrupt(callback.stop), bar(callback.stage, total, "step", done) as progress:
