@@ -126,10 +126,7 @@ class Ledger:
         Raises:
             CheckpointError: the run was continued from an earlier checkpoint since, without this one.
         """
-        for attempt, origin, change in self.attempts():
-            if attempt > watermark.attempt and change < watermark.change:
-                problem = f"was given up when the run went on from step {origin} (attempt {attempt})"
-                raise CheckpointError(f"the checkpoint of step {step} {problem}; choose another one, or a new --run")
+        self.check(step, watermark)
         self.attempt += 1
         self._db.execute("INSERT INTO attempts VALUES (?, ?, ?)", (self.attempt, step, watermark.change))
         voided = self._db.execute(
@@ -142,6 +139,23 @@ class Ledger:
             self._set(assignments, "attempt=? AND draw_id=?", values, (row.attempt, row.draw_id))
         self._db.commit()
         return voided - len(watermark.pending)
+
+    def given_up(self, watermark: Watermark) -> tuple[int, int] | None:
+        """`(attempt, step)`: the attempt that went on without the checkpoint of a watermark, and from which step; None
+        if none did.
+        """
+        found = (
+            (attempt, origin)
+            for attempt, origin, change in self.attempts()
+            if attempt > watermark.attempt and change < watermark.change
+        )
+        return next(found, None)
+
+    def check(self, step: int, watermark: Watermark) -> None:
+        """Raises CheckpointError if the run went on without the checkpoint of a step."""
+        if (found := self.given_up(watermark)) is not None:
+            problem = f"was given up when the run went on from step {found[1]} (attempt {found[0]})"
+            raise CheckpointError(f"the checkpoint of step {step} {problem}; choose another one, or a new --run")
 
     def drawn(
         self, draw_id: int, prompt_id: str, capability: str, version: int, instruction: str | None = None

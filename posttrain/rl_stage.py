@@ -29,7 +29,7 @@ from posttrain.progress import bar, say
 from posttrain.resume import pending_draws
 from posttrain.reward import scorer_of
 from posttrain.rl import Controller, Step
-from posttrain.rl_state import RLState, fixed_settings
+from posttrain.rl_state import LEDGER, RLState, check_stands, fixed_settings, standing_checkpoint
 from posttrain.rundir import RunDir, write_json
 from posttrain.slots import Judged
 from posttrain.trainer import check_model
@@ -73,6 +73,8 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
         UserError: wrong data, checkpoint or reward; or no prompt gives a signal.
         Stopped: by the user; a checkpoint was written.
     """
+    if resume == "auto" and (standing := standing_checkpoint(rundir.path)) is not None:
+        resume = str(standing)
     parent, checkpoint = rundir.begin("rl", resolve_model(config.model), resume)
     if config.environment is not None:
         load_dotted(config.environment, "environment")
@@ -81,6 +83,7 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     state = RLState.read(checkpoint) if checkpoint else None
     if checkpoint and state:
         state.check(config, checkpoint)
+        check_stands(rundir.path, state)
     renderer = Renderer(parent)
     prompts: list[Prompt] | PromptWindow
     if config.data.prompts.window is None:
@@ -154,7 +157,9 @@ class RLStage:
         await self.workers.begin(version, str(self.checkpoint) if self.checkpoint else None)
         curriculum = Curriculum(**rl.curriculum.model_dump(), steps=rl.steps)
         self.sampler = PromptSampler(prompts, rl.selection, rl.group_size, self.config.seed, curriculum)
-        self.ledger = Ledger(self.rundir.path / "ledger.db")
+        if self.checkpoint is not None:  # first: killed before the ledger has voided what came later, it would count
+            self.rundir.give_up_after(self.checkpoint)
+        self.ledger = Ledger(self.rundir.path / LEDGER)
         voided = self.ledger.begin(version, self.state.watermark if self.state else Watermark())
         pools = data.instructions(self.config)
         self.controller = Controller(rl, self.sampler, self.workers, self.ledger, version, pools)
@@ -179,7 +184,6 @@ class RLStage:
     def _restore(self, state: RLState) -> str:
         """Gives the loop what the checkpoint kept, as far as the prompts are still there; says what that was."""
         assert self.checkpoint is not None
-        self.rundir.give_up_after(self.checkpoint)
         restored = self.sampler.load(self.checkpoint)
         pending = pending_draws(state, self.sampler, self.controller.instructions, self.folder / "rollouts")
         for row in pending.removed:

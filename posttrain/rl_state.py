@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from posttrain.config import Config
-from posttrain.ledger import Watermark
-from posttrain.rundir import newest_checkpoint, write_json
+from posttrain.ledger import Ledger, Watermark
+from posttrain.rundir import complete_checkpoints, write_json
 from rollouts.errors import CheckpointError, ConfigError
 
-STATE = "rl_state.json"
+STATE, LEDGER = "rl_state.json", "ledger.db"
 FIXED = ("model", "lora", "reward", "rubric", "environment")
 """Settings without which the state has no meaning: what is trained, and what its outcomes are."""
 
@@ -73,12 +73,40 @@ def fixed_settings(config: Config) -> dict[str, Any]:
     return {name: resolved[name] for name in FIXED}
 
 
+def standing_checkpoint(run: Path) -> Path | None:
+    """A run's newest RL checkpoint that it has not gone on without.
+
+    A resume from an older one puts the later ones aside; one that was killed before may have left some.
+
+    Raises:
+        CheckpointError: a checkpoint's state cannot be read.
+    """
+    found = complete_checkpoints(run, "rl")
+    if not (run / LEDGER).is_file():
+        return next(reversed(found), None)
+    ledger = Ledger(run / LEDGER, read_only=True)
+    try:
+        return next((path for path in reversed(found) if not ledger.given_up(RLState.read(path).watermark)), None)
+    finally:
+        ledger.close()
+
+
+def check_stands(run: Path, state: RLState) -> None:
+    """Raises CheckpointError if a run has gone on without the checkpoint of a state."""
+    if (run / LEDGER).is_file():
+        ledger = Ledger(run / LEDGER, read_only=True)
+        try:
+            ledger.check(state.version, state.watermark)
+        finally:
+            ledger.close()
+
+
 def shards(run: Path) -> list[Path]:
     """The shards of rollouts that led to a run's newest RL checkpoint, oldest first.
 
     Others may lie beside them, of a future that was given up for a resume.
     """
-    checkpoint = newest_checkpoint(run, "rl")
+    checkpoint = standing_checkpoint(run)
     if checkpoint is None:
         return []
     return [run / "rl" / "rollouts" / name for name in RLState.read(checkpoint).shards]
