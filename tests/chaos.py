@@ -3,8 +3,9 @@
 Any process of a run may be hit, at any moment: the driver, Ray's own, an engine, the trainer, the verifier. What the
 run survives by itself it goes on from; else it is continued with `--resume auto`. In the end `posttrain ledger
 --verify` must find every draw of the surviving lineage exactly once, and the run is compared with one that nobody
-disturbed: a synchronous one by its draws and tokens, step by step; an asynchronous one by how long the answers are that
-it was trained on, since a resume that forgets what was under way would favour short ones.
+disturbed: a synchronous one by its draws and their tokens, step by step, and by its parameters in the end; an
+asynchronous one by how long the answers are that it was trained on, since a resume that forgets what was under way
+would favour short ones.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from posttrain.audit import audit
 from posttrain.ledger import Ledger
@@ -130,10 +132,23 @@ def _kill_one(running: Running, rng: np.random.Generator, found: Ordeal) -> None
 
 
 def trained(run: Path) -> TrainedLog:
-    """What the trainer says it was trained on."""
+    """What the trainer says it was trained on: the draws of each step, with digests of their tokens."""
+    log = TrainedLog.read(_newest(run))
+    assert None not in log.digest
+    return log
+
+
+def parameters_apart(one: Path, other: Path) -> float:
+    """The largest difference of a parameter between two runs' newest checkpoints."""
+    models = [load_file(_newest(run) / "model.safetensors") for run in (one, other)]
+    assert models[0].keys() == models[1].keys()
+    return max(float(np.abs(models[0][name] - models[1][name]).max()) for name in models[0])
+
+
+def _newest(run: Path) -> Path:
     checkpoint = newest_checkpoint(run, "rl")
     assert checkpoint is not None
-    return TrainedLog.read(checkpoint)
+    return checkpoint
 
 
 def main() -> None:
@@ -154,8 +169,9 @@ def main() -> None:
             line = {"max_staleness": max_staleness, **asdict(found)}
             if max_staleness == 0:
                 same = trained(broken / "r") == trained(whole / "r")
-                line |= {"same_draws_and_tokens": same}
-                holds &= same
+                apart = parameters_apart(broken / "r", whole / "r")
+                line |= {"same_draws_and_tokens": same, "parameters_apart": apart}
+                holds &= same and apart == 0
             else:
                 line |= (compared := compare_lengths(trained(broken / "r"), trained(whole / "r")))
                 holds &= abs(compared["standard_errors"]) < 3.5

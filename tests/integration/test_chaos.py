@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from tests.chaos import command, suffer, trained
+from tests.chaos import command, parameters_apart, suffer, trained
 from tests.integration.commands import posttrain
 
 
-def test_a_killed_synchronous_run_trains_on_the_same_draws_and_tokens(tmp_path: Path) -> None:
+def test_a_killed_synchronous_run_trains_on_the_same_draws_and_tokens_to_the_same_parameters(tmp_path: Path) -> None:
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     broken.mkdir()
     whole.mkdir()
@@ -15,5 +15,6 @@ def test_a_killed_synchronous_run_trains_on_the_same_draws_and_tokens(tmp_path: 
     assert found.lives > 1
     posttrain(*command(["rl.max_staleness=0"], found.steps), cwd=whole)
     assert trained(broken / "r") == trained(whole / "r")
+    assert parameters_apart(broken / "r", whole / "r") == 0
     said = posttrain("ledger", "r", "--verify", cwd=broken).out
     assert "each exactly once, in ledger, shards and trainer alike" in said
