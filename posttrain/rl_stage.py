@@ -135,7 +135,6 @@ class RLStage:
         self.workers = RayWorkers(cluster, self.pool, renderer, start, parent, self.folder)
         self.shards = list(self.state.shards) if self.state else []
         self.log = MetricsLog(rundir.path, config.metrics, "rl")
-        self.log.drop_after(self.state.version if self.state else None)
         self.agreed: int | None = None  # the last version at which engines and trainer were compared
         self._evaluation: asyncio.Task[None] | None = None
         self._drawing: asyncio.Task[None] | None = None  # of the curriculum
@@ -161,6 +160,7 @@ class RLStage:
             self.rundir.give_up_after(self.checkpoint)
         self.ledger = Ledger(self.rundir.path / LEDGER)
         voided = self.ledger.begin(version, self.state.watermark if self.state else Watermark())
+        self.log.drop_after(version if self.state else None)
         pools = data.instructions(self.config)
         self.controller = Controller(rl, self.sampler, self.workers, self.ledger, version, pools)
         if self.state:

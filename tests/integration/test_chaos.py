@@ -1,5 +1,6 @@
 """A run with real engines that is killed three times and continued: `make chaos` in small."""
 
+import json
 from pathlib import Path
 
 from tests.chaos import command, parameters_apart, suffer, trained
@@ -16,5 +17,7 @@ def test_a_killed_synchronous_run_trains_on_the_same_draws_and_tokens_to_the_sam
     posttrain(*command(["rl.max_staleness=0"], found.steps), cwd=whole)
     assert trained(broken / "r") == trained(whole / "r")
     assert parameters_apart(broken / "r", whole / "r") == 0
+    steps = [line["step"] for line in map(json.loads, (broken / "r/metrics.jsonl").read_text().splitlines())]
+    assert sorted(steps) == sorted(set(steps))
     said = posttrain("ledger", "r", "--verify", cwd=broken).out
     assert "each exactly once, in ledger, shards and trainer alike" in said
