@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from curricula.instructions import InstructionPools
 from curricula.row_sets import NONE
 from curricula.sampler import PromptSampler
 from posttrain.ledger import DrawRow
-from posttrain.rl_state import RLState
+from posttrain.rl_state import UNDER_WAY, RLState
 from posttrain.slots import Draw
 from rollouts.errors import CheckpointError
 from rollouts.recorder import read_groups
@@ -74,3 +75,12 @@ def pending_draws(state: RLState, sampler: PromptSampler, instructions: Instruct
 def _as_drawn(was: DrawRow, prompt: Prompt, instructions: InstructionPools) -> Prompt | None:
     """A prompt as a pending draw asked it; None if that is not what is trained on any more."""
     return instructions.as_drawn(prompt, was.instruction, trained=True) if prompt.capability == was.capability else None
+
+
+def begun_groups(checkpoint: Path, draws: Collection[Draw]) -> dict[int, RolloutGroup]:
+    """What there was at a checkpoint of the groups of draws that were under way, by draw id; not of those without any
+    token.
+    """
+    path = checkpoint / UNDER_WAY
+    groups = read_groups([path] if path.is_file() else [], {draw.draw_id: draw.prompt for draw in draws})
+    return {draw_id: group for draw_id, group in groups.items() if group.versions}

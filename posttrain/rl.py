@@ -114,7 +114,7 @@ class Controller:
         self.slots = Slots(config.prompts_per_step, weights, config.max_staleness, config.order)
         self.totals = Totals()
         self.next_draw = 0
-        self._again: list[Draw] = []  # under way at the checkpoint that is continued from
+        self._again: list[Draw] = []  # under way at the checkpoint that is gone on from
         self._tasks: dict[asyncio.Task[Judged], Draw] = {}
         self._round: list[tuple[Draw, Judged | JudgeError]] = []  # what a synchronous round has brought so far
         self._without_signal: Counter[str] = Counter()  # rejections in a row, by capability
@@ -130,15 +130,22 @@ class Controller:
             "probing": sorted(self.slots.probing),
         }
 
-    def restore(self, state: Mapping[str, Any], next_draw: int, pending: Sequence[tuple[Draw, Judged | None]]) -> None:
+    def restore(
+        self,
+        state: Mapping[str, Any],
+        next_draw: int,
+        pending: Sequence[tuple[Draw, Judged | None]],
+        oldest_versions: Mapping[int, int] | None = None,
+    ) -> None:
         """Goes on from a checkpoint, at the version that the controller was made with.
 
         Args:
             state: what `state_dict` gave.
             next_draw: the id of the next draw.
             pending: the draws that were neither trained nor rejected, in draw order, each with its group if it was
-                admitted; the others are made again, so that the slow ones do not go missing. What settings that have
+                admitted; the others are made now, so that the slow ones do not go missing. What settings that have
                 changed since leave no room or time for is rejected as stale.
+            oldest_versions: of the tokens that there are already of those, by draw id.
         """
         self.next_draw = next_draw
         self._without_signal.update(state["without_signal"])
@@ -149,7 +156,7 @@ class Controller:
         for capability in set(state["probing"]) & self.slots.lent:
             self.slots.probe(capability)
         for draw, judged in pending:
-            oldest = judged.oldest_version if judged else self.version
+            oldest = judged.oldest_version if judged else (oldest_versions or {}).get(draw.draw_id, self.version)
             known = draw.capability in self.slots.weights
             if not known or not self.slots.fits(draw, oldest, self.version, self._oversample):
                 self._reject(draw, "stale", judged)

@@ -26,16 +26,17 @@ from posttrain.parity import MAX_DRIFT, probable_causes
 from posttrain.passk import check_matches, observe_scan, read_scan
 from posttrain.placement import ROLES
 from posttrain.progress import bar, say
-from posttrain.resume import pending_draws
+from posttrain.resume import begun_groups, pending_draws
 from posttrain.reward import scorer_of
 from posttrain.rl import Controller, Step
-from posttrain.rl_state import LEDGER, RLState, check_stands, fixed_settings, standing_checkpoint
+from posttrain.rl_state import LEDGER, UNDER_WAY, RLState, check_stands, fixed_settings, standing_checkpoint
 from posttrain.rundir import RunDir, write_json
 from posttrain.slots import Judged
 from posttrain.trainer import check_model
 from posttrain.workers import RayWorkers
 from rollouts.dotted import load_dotted
 from rollouts.errors import DriftError
+from rollouts.recorder import write_shard
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt
 
@@ -193,9 +194,13 @@ class RLStage:
         draws = [
             (draw, Judged.of(draw, group, self.workers.keep(group)) if group else None) for draw, group in pending.draws
         ]
-        self.controller.restore(state.controller, state.watermark.next_draw, draws)
+        begun = begun_groups(self.checkpoint, [draw for draw, group in pending.draws if group is None])
+        self.workers.go_on({draw_id: group.rollouts for draw_id, group in begun.items()})
+        oldest = {draw_id: min(group.versions) for draw_id, group in begun.items()}
+        self.controller.restore(state.controller, state.watermark.next_draw, draws, oldest)
         return (
-            f"{pending.admitted} groups wait to be trained, {len(draws) - pending.admitted} draws are made again"
+            f"{pending.admitted} groups wait to be trained, {len(begun)} draws go on where they stood"
+            f", {len(draws) - pending.admitted - len(begun)} are made again"
             + f", {len(pending.removed)} were of prompts that are gone" * bool(pending.removed)
             + f"; prompts: {restored}" * bool(restored.removed or restored.new)
         )
@@ -300,7 +305,10 @@ class RLStage:
         shard = self.folder / "rollouts" / f"attempt-{self.ledger.attempt:03d}-step-{version:06d}.parquet"
         watermark = self.ledger.watermark(self.controller.next_draw)
         under_way = {row.draw_id for row in watermark.pending if row.state == "drawn"}
+        # Seeds make a synchronous run's rollouts again as they were.
+        begun = self.workers.under_way(under_way if self.config.rl.max_staleness else ())
         written = self.workers.verifier.write_shard.remote(str(shard), under_way)
+        groups = await begun
         if await answer(written, limit, "the verifier to write its rollouts"):
             self.shards.append(shard.name)
         state = RLState(
@@ -310,6 +318,7 @@ class RLStage:
         with self.rundir.new_checkpoint("rl", version, self.parent, self.config.rl.checkpoints_kept) as directory:
             await self.workers.trainer.save(str(directory))
             self.sampler.save(directory)
+            write_shard(directory / UNDER_WAY, groups)
             state.write(directory)
         if self._drawing is None or self._drawing.done():
             self._draw(version)

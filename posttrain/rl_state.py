@@ -16,7 +16,7 @@ from posttrain.ledger import Ledger, Watermark
 from posttrain.rundir import complete_checkpoints, write_json
 from rollouts.errors import CheckpointError, ConfigError
 
-STATE, LEDGER = "rl_state.json", "ledger.db"
+STATE, LEDGER, UNDER_WAY = "rl_state.json", "ledger.db", "under_way.parquet"
 FIXED = ("model", "lora", "reward", "rubric", "environment")
 """Settings without which the state has no meaning: what is trained, and what its outcomes are."""
 

@@ -59,7 +59,7 @@ class Judged:
             draw=draw,
             outcomes=tuple(rollout.outcome for rollout in rollouts),
             mean_reward=sum(rollout.reward for rollout in rollouts) / len(rollouts),
-            oldest_version=min(span[2] for rollout in rollouts for span in rollout.policy_versions),
+            oldest_version=min(group.versions),
             tokens=sum(len(rollout.token_ids) for rollout in rollouts),
             truncated=sum(rollout.truncated for rollout in rollouts),
             payload=payload,

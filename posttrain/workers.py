@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -27,12 +27,13 @@ from posttrain.slots import Draw, Judged
 from posttrain.step_metrics import StepMetrics
 from posttrain.trainer_ranks import TrainerRanks
 from posttrain.transport import TRANSPORTS, choose
+from posttrain.under_way import UnderWay
 from posttrain.verifier import Verifier
 from rollouts.errors import EngineError, JudgeError, NonFiniteError
 from rollouts.generator import Request
 from rollouts.recorder import write_shard
 from rollouts.renderer import Renderer
-from rollouts.types import Prompt, RolloutGroup
+from rollouts.types import Prompt, Rollout, RolloutGroup
 
 JUDGE_TRIES = 3
 GENERATE_TRIES = 3
@@ -66,6 +67,8 @@ class RayWorkers:
         self._published = (model, 0)  # the newest file of weights, and its version
         self._publishing = asyncio.Lock()
         self._turns: AbstractAsyncContextManager[Any] = nullcontext()
+        self._begun: dict[int, list[Rollout]] = {}  # draw id → rollouts as far as an earlier life of the run made them
+        self._under_way: dict[int, UnderWay] = {}  # by draw id
         self._version = 0  # that the engines hold, or are about to
         self.sent: Sent | None = None  # in the last update
         self.trainer = TrainerRanks(cluster, model, reference)
@@ -132,26 +135,77 @@ class RayWorkers:
 
         With `rl.early_stop` the first rollouts go before the others, which are made only if those have mixed outcomes.
         """
-        rl, earlier = self.config.rl, None
+        rl = self.config.rl
+        begun, conversation = self._begun.pop(draw.draw_id, []), data.conversation(self.config, draw.prompt)
+        first = rl.early_stop or rl.group_size
         request = Request(
             self._renderer.prompt_tokens(draw.prompt.messages),
             self._sampling,
-            rl.early_stop or rl.group_size,
+            first,
             # With updates in flight no seed repeats a rollout, and vLLM samples requests that have one each by itself.
             seed=self._seed(draw.draw_id) if rl.max_staleness == 0 else None,
-            conversation=data.conversation(self.config, draw.prompt),
+            conversation=conversation,
+            begun=tuple(begun[:first]),
+            draw_id=draw.draw_id if conversation is None else None,
         )
+        second = replace(
+            request,
+            n=rl.group_size - first,
+            # Rollout i is sampled with the request's seed + i: the same as if all were of one request.
+            seed=None if request.seed is None else request.seed + first,
+            begun=tuple(begun[first:]),
+            first=first,
+        )
+        under_way = self._under_way[draw.draw_id] = UnderWay(draw, request.prompt_token_ids, begun)
+        try:
+            judged = await self._make(draw, request, second, under_way)
+        except asyncio.CancelledError:
+            raise  # what there is of it may be asked for: by the checkpoint of a run that is asked to stop
+        except BaseException:
+            del self._under_way[draw.draw_id]
+            raise
+        del self._under_way[draw.draw_id]
+        return judged
+
+    async def _make(self, draw: Draw, request: Request, second: Request, under_way: UnderWay) -> Judged:
         async with self._turns:
-            rollouts = await self._generate(request, draw.capability)
-            if others := rl.group_size - request.n:
-                first = await self._judge(draw, request, rollouts, None, others)
-                if rejection(first.outcomes):
-                    return first
-                # Rollout i is sampled with the request's seed + i: the same as if all were of one request.
-                seed = None if request.seed is None else request.seed + request.n
-                rollouts = await self._generate(replace(request, n=others, seed=seed), draw.capability)
-                earlier = first.payload
+            rollouts = await under_way.request(self._generate(request, draw.capability, sent=under_way.sent), 0)
+            earlier = None
+            if second.n:
+                judged = await self._judge(draw, request, rollouts, None, second.n)
+                if rejection(judged.outcomes):
+                    return judged
+                generating = self._generate(second, draw.capability, sent=under_way.sent)
+                rollouts = await under_way.request(generating, second.first)
+                earlier = judged.payload
         return await self._judge(draw, request, rollouts, earlier)
+
+    def go_on(self, begun: Mapping[int, list[Rollout]]) -> None:
+        """Rollouts of draws that are to be made, as far as they were at the checkpoint, by draw id."""
+        self._begun.update(begun)
+
+    def under_way(self, draw_ids: Collection[int]) -> Awaitable[list[RolloutGroup]]:
+        """What there is of the groups of those draws that are under way when this is called.
+
+        Of a conversation there is nothing before its end, nor of what an engine held that has died.
+        """
+        return self._so_far([self._under_way[draw_id] for draw_id in draw_ids if draw_id in self._under_way])
+
+    async def _so_far(self, draws: Sequence[UnderWay]) -> list[RolloutGroup]:
+        limit = self.config.generators.request_timeout
+
+        async def ask(actor: Any) -> dict[int, dict[int, Rollout]]:
+            try:
+                found = await answer(actor.under_way.remote(), limit, "an engine to say what is under way")
+            except EngineError as error:
+                if not _died(error):
+                    raise
+                return {}
+            return dict(found)
+
+        sent = [frozenset(each.sent) for each in draws]
+        engines = await asyncio.gather(*map(ask, self._rolling))
+        return await asyncio.gather(*(each.group(engines, known) for each, known in zip(draws, sent, strict=True)))
 
     async def _judge(self, draw: Draw, request: Request, rollouts: Any, earlier: Any = None, others: int = 0) -> Judged:
         """What the verifier says of a group; `rollouts` and `earlier` are references, the arguments its own."""
@@ -200,8 +254,13 @@ class RayWorkers:
             *(sample(index, prompt, engine) for engine in self.engines for index, prompt in enumerate(prompts))
         )
 
-    async def _generate(self, request: Request, capability: str, engine: int | None = None) -> Any:
-        """A reference to the rollouts of a request, from one engine or the one with the fewest tokens outstanding."""
+    async def _generate(
+        self, request: Request, capability: str, engine: int | None = None, sent: set[int] | None = None
+    ) -> Any:
+        """A reference to the rollouts of a request, from one engine or the one with the fewest tokens outstanding.
+
+        `sent` is given the request's first rollout once an engine has it.
+        """
         timeout = self.config.generators.request_timeout
         for attempt in range(GENERATE_TRIES):
             seat = self._balancer.take(capability, len(request.prompt_token_ids), request.n, engine)
@@ -209,6 +268,8 @@ class RayWorkers:
             actor = self._pool.actors[index]
             try:
                 count, rollouts = actor.generate_counted.options(num_returns=2).remote(request)
+                if sent is not None:
+                    sent.add(request.first)
                 tokens = await asyncio.wait_for(result_of(count), timeout)  # small; the rollouts stay where they are
                 return rollouts
             except TimeoutError:

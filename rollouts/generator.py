@@ -17,7 +17,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,10 @@ class Request:
 
     `choices` forces the completion to be one of these strings; its log-probabilities are then those under the mask, in
     every mode of vLLM. `seed` fixes the sampling of this request. `scored`: the last so many tokens of the prompt are
-    the completion, and only their log-probabilities are asked for.
+    the completion, and only their log-probabilities are asked for. `begun`: as far as the completions are already, the
+    first one first; each goes on where it stands.
+
+    `draw_id`: the completions are rollouts `first`, `first + 1` … of that draw, under which `under_way` tells of them.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -79,6 +83,13 @@ class Request:
     choices: tuple[str, ...] = ()
     scored: int = 0
     conversation: Conversation | None = None
+    begun: tuple[Rollout, ...] = ()
+    draw_id: int | None = None
+    first: int = 0
+
+
+NOTHING = Rollout([], [], [], [], "", "")
+"""Of a completion."""
 
 
 class Generator:
@@ -119,9 +130,58 @@ class Generator:
         Raises:
             EngineError: the engine died.
         """
+        if request.begun:
+            return await self._go_on(request)
         if request.conversation is not None:
             return await self._converse(request, request.conversation)
         return (await self._sample([request]))[0]
+
+    async def _go_on(self, request: Request) -> list[Rollout]:
+        """The completions of a request of which some, or a part of them, are there already."""
+        begun = [self._open(each, request.sampling) for each in request.begun[: request.n]]
+        begun += [NOTHING] * (request.n - len(begun))
+        left = [
+            replace(
+                request,
+                n=1,
+                seed=None if request.seed is None else request.seed + index,
+                begun=(each,) if each.token_ids else (),
+                first=request.first + index,
+            )
+            for index, each in enumerate(begun)
+            if not each.finish_reason
+        ]
+        if request.conversation is not None:
+            found = await asyncio.gather(*(self._converse(each, request.conversation) for each in left))
+        else:
+            found = await self._sample(left)
+        others = iter(found)
+        return [each if each.finish_reason else next(others)[0] for each in begun]
+
+    def _open(self, rollout: Rollout, sampling: Sampling) -> Rollout:
+        """What of a completion can be gone on from: nothing where it is too long already, since the limit was higher.
+
+        And none of its last tokens where these begin a stop text, which vLLM looks for in what is new alone.
+        """
+        if rollout.finish_reason:
+            return rollout
+        length = len(rollout.token_ids) if len(rollout.token_ids) < sampling.max_tokens else 0
+        beginnings = tuple(stop[:end] for stop in sampling.stop for end in range(1, len(stop)))
+        while length and beginnings and self._tokenizer.decode(rollout.token_ids[:length]).endswith(beginnings):
+            length -= 1
+        spans = [(start, min(end, length), version) for start, end, version in rollout.policy_versions]
+        return replace(
+            rollout,
+            token_ids=rollout.token_ids[:length],
+            loss_mask=rollout.loss_mask[:length],
+            logprobs=rollout.logprobs[:length],
+            policy_versions=[span for span in spans if span[0] < span[1]],
+        )
+
+    async def under_way(self) -> dict[int, dict[int, Rollout]]:
+        """What there is by now of the draws that completions are under way of: draw id → rollout → as far as it is."""
+        found: dict[int, dict[int, Rollout]] = await self._call(self._submit, self._so_far)
+        return found
 
     async def _sample(self, requests: Sequence[Request]) -> list[list[Rollout]]:
         """Gives the engine all requests between the same two steps."""
@@ -309,10 +369,11 @@ class Generator:
         request_id = str(next(self._ids))
         self._waiting[request_id] = (request, loop, future)
         try:
+            begun = request.begun[0].token_ids if request.begun else []
             self._engine.add_request(
                 request_id,
                 # The salt keeps what a request has cached from those that come under a later version.
-                {"prompt_token_ids": list(request.prompt_token_ids), "cache_salt": f"version {self._version}"},
+                {"prompt_token_ids": [*request.prompt_token_ids, *begun], "cache_salt": f"version {self._version}"},
                 _sampling_params(request),
                 lora_request=self._adapter,
             )
@@ -325,31 +386,48 @@ class Generator:
         done: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[list[Rollout]], list[Rollout]]]] = {}
         for output in outputs:
             request, loop, future = self._waiting.pop(output.request_id)
-            rollouts = [_scored(request, output)] if request.scored else self._rollouts(output)
+            rollouts = [_scored(request, output)] if request.scored else self._rollouts(request, output)
             done.setdefault(loop, []).append((future, rollouts))
         for loop, results in done.items():
             loop.call_soon_threadsafe(_resolve_all, results)
 
-    def _rollouts(self, output: Any) -> list[Rollout]:
+    def _rollouts(self, request: Request, output: Any) -> list[Rollout]:
         completions = sorted(output.outputs, key=lambda completion: completion.index)
-        token_ids = [list(completion.token_ids) for completion in completions]
+        rollouts = [self._rollout(request, completion) for completion in completions]
+        self._tokens += sum(len(completion.token_ids) for completion in completions)
         # In one call, as the engine stands still meanwhile.
-        texts = self._tokenizer.batch_decode(token_ids, skip_special_tokens=True)
-        self._tokens += sum(map(len, token_ids))
-        rollouts = []
-        for completion, ids, text in zip(completions, token_ids, texts, strict=True):
-            spans: list[Span] = [(span.start, span.end, int(span.version)) for span in completion.weight_versions or ()]
-            rollouts.append(
-                Rollout(
-                    token_ids=ids,
-                    loss_mask=[True] * len(ids),
-                    logprobs=_sampled_logprobs(completion.logprobs, ids),
-                    policy_versions=spans or [(0, len(ids), self._version)],
-                    finish_reason=completion.finish_reason or "stop",
-                    text=text,
-                )
-            )
+        texts = self._tokenizer.batch_decode([each.token_ids for each in rollouts], skip_special_tokens=True)
+        for rollout, text in zip(rollouts, texts, strict=True):
+            rollout.text = text
         return rollouts
+
+    def _rollout(self, request: Request, completion: Any) -> Rollout:
+        """What vLLM says of a finished completion, without its text."""
+        ids = list(completion.token_ids)
+        spans: list[Span] = [(span.start, span.end, int(span.version)) for span in completion.weight_versions or ()]
+        logprobs = _sampled_logprobs(completion.logprobs, ids)
+        spans = spans or [(0, len(ids), self._version)]
+        return _joined(request, ids, logprobs, spans, completion.finish_reason or "stop")
+
+    def _so_far(self) -> dict[int, dict[int, Rollout]]:
+        """See `under_way`. vLLM keeps a request's tokens where it makes its output, which is asked for at its end."""
+        found: dict[int, dict[int, Rollout]] = {}
+        for state in self._engine.output_processor.request_states.values():
+            request = self._waiting[state.external_req_id][0]
+            if request.draw_id is None:
+                continue
+            rollouts = found.setdefault(request.draw_id, {})
+            ids = list(state.detokenizer.output_token_ids)
+            starts = [*((start, int(version)) for version, start in state.weight_version_starts), (len(ids), -1)]
+            spans = [(start, end, version) for (start, version), (end, _) in pairwise(starts)]
+            logprobs = _sampled_logprobs(state.logprobs_processor.logprobs, ids)
+            rollouts[request.first + state.request_index] = _joined(request, ids, logprobs, spans, "")
+            for completion in state.parent_req.output_aggregator if state.parent_req else ():
+                if completion is not None:  # the request waits for its others
+                    rollout = self._rollout(request, completion)
+                    rollout.text = self._tokenizer.decode(rollout.token_ids, skip_special_tokens=True)
+                    rollouts[request.first + completion.index] = rollout
+        return found
 
     def _update(self, path: str, version: int, loop: asyncio.AbstractEventLoop, future: asyncio.Future[float]) -> None:
         started = time.monotonic()
@@ -455,7 +533,7 @@ def _sampling_params(request: Request) -> Any:
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        max_tokens=sampling.max_tokens,
+        max_tokens=sampling.max_tokens - sum(len(each.token_ids) for each in request.begun),
         stop=list(sampling.stop) or None,
         detokenize=bool(sampling.stop),
         logprobs=0,
@@ -463,6 +541,23 @@ def _sampling_params(request: Request) -> Any:
         flat_logprobs=not request.scored,
         output_kind=RequestOutputKind.FINAL_ONLY,
         structured_outputs=StructuredOutputsParams(choice=list(request.choices)) if request.choices else None,
+    )
+
+
+def _joined(request: Request, ids: list[int], logprobs: list[float], spans: list[Span], finish_reason: str) -> Rollout:
+    """A completion of a request, behind the part of it that was there before; without its text."""
+    before = request.begun[0] if request.begun else NOTHING
+    moved = [(start + len(before.token_ids), end + len(before.token_ids), version) for start, end, version in spans]
+    if moved and before.policy_versions and before.policy_versions[-1][2] == moved[0][2]:
+        moved[0] = (before.policy_versions[-1][0], *moved[0][1:])
+        before = replace(before, policy_versions=before.policy_versions[:-1])
+    return Rollout(
+        token_ids=before.token_ids + ids,
+        loss_mask=[True] * (len(before.token_ids) + len(ids)),
+        logprobs=before.logprobs + logprobs,
+        policy_versions=before.policy_versions + moved,
+        finish_reason=finish_reason,
+        text="",
     )
 
 

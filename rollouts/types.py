@@ -76,7 +76,7 @@ class Rollout:
     loss_mask: list[bool]  # [T], False on tokens that the policy did not sample
     logprobs: list[float]  # [T], of the behaviour policy, at the sampling temperature
     policy_versions: list[Span]  # spans that cover 0:T
-    finish_reason: str  # "stop" or "length"
+    finish_reason: str  # "stop" or "length"; "" where there are more tokens to come
     text: str
     reward: float = 0.0
     outcome: bool = False
@@ -99,6 +99,11 @@ class RolloutGroup:
     prompt_token_ids: list[int]
     rollouts: list[Rollout]  # [G]
     version: int | None = None  # that the generators held at the draw; None: not known
+
+    @property
+    def versions(self) -> set[int]:
+        """The policy versions that its tokens were sampled under."""
+        return {version for rollout in self.rollouts for _, _, version in rollout.policy_versions}
 
 
 @dataclass(frozen=True)

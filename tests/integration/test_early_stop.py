@@ -1,4 +1,6 @@
-"""Groups that their first rollouts may end, with real engines: the same rollouts as without, and each draw once."""
+"""Groups that their first rollouts may end, with real engines: the same rollouts as without, and each draw once. And
+groups that go on where they stood at a checkpoint.
+"""
 
 import asyncio
 import json
@@ -11,7 +13,9 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from pyarrow.parquet import read_table
+from transformers import AutoModelForCausalLM
 
 from curricula.gate import rejection
 from posttrain import data
@@ -19,12 +23,16 @@ from posttrain.audit import audit
 from posttrain.cluster import Cluster, run
 from posttrain.config import Config, load_config, resolve_model
 from posttrain.ledger import Ledger
+from posttrain.resume import begun_groups
+from posttrain.rl_state import UNDER_WAY
 from posttrain.slots import Draw
 from posttrain.workers import RayWorkers
 from rollouts.generator import Request
+from rollouts.recorder import write_shard
 from rollouts.renderer import Renderer
 from rollouts.types import RolloutGroup
 from tests.integration.commands import SMALL, posttrain
+from tests.integration.reference import apart
 from tests.judges.server import Server, completion, serving
 
 BASE = resolve_model("tiny:base")
@@ -42,11 +50,11 @@ class Watched(RayWorkers):
         self.requests: list[Request] = []
         self.dies_before: int | None = None
 
-    async def _generate(self, request: Request, capability: str, engine: int | None = None) -> Any:
+    async def _generate(self, request: Request, *more: Any, **named: Any) -> Any:
         self.requests.append(request)
-        if request.seed == self.dies_before:
+        if request.seed is not None and request.seed == self.dies_before:
             ray.kill(self._pool.actors[0])
-        return await super()._generate(request, capability, engine)
+        return await super()._generate(request, *more, **named)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +145,63 @@ def test_an_engine_that_dies_between_the_requests_of_a_draw(workers: Watched, tm
     assert workers._pool.actors[0] is not actor
     assert [kept(group, 8) for group in after.groups] == [kept(group, 8) for group in before.groups]
     assert after.recorded == before.recorded
+
+
+@pytest.mark.parametrize("early_stop", ["null", "4"])
+def test_what_was_under_way_goes_on_where_it_stood(workers: Watched, tmp_path: Path, early_stop: str) -> None:
+    words = ["rl.max_staleness=4", "rl.max_concurrent_rollouts=256", f"rl.early_stop={early_stop}"]
+    config = workers.config = load_config("tiny", [*WORDS, *words])
+    run(workers.begin(0, None))
+    rows = data.prompts(config, "prompts", Renderer(BASE), config.rl.sampling.max_tokens, print)
+    draws = [Draw(index, index, prompt, 0) for index, prompt in enumerate(rows[:24])]
+
+    async def killed() -> None:
+        making = [asyncio.ensure_future(workers.rollout(draw)) for draw in draws]
+        whole: set[bool] = set()
+        await asyncio.sleep(0)
+        while whole != {True, False}:
+            assert workers._under_way
+            groups = await workers.under_way([draw.draw_id for draw in draws])
+            whole = {bool(rollout.finish_reason) for group in groups for rollout in group.rollouts if rollout.token_ids}
+        write_shard(tmp_path / UNDER_WAY, groups)
+        for task in making:
+            task.cancel()
+        await asyncio.gather(*making, return_exceptions=True)
+
+    run(killed())
+    begun = begun_groups(tmp_path, draws)
+    assert len(begun) > 4
+    run(workers.begin(3, None))  # the same weights
+    workers.go_on({draw_id: group.rollouts for draw_id, group in begun.items()})
+
+    async def made() -> list[RolloutGroup]:
+        judged = await asyncio.gather(*(workers.rollout(draw) for draw in draws))
+        return await asyncio.gather(*(each.payload for each in judged))
+
+    groups = run(made())
+    continued = 0
+    for draw_id, before in begun.items():
+        for part, rollout in zip(before.rollouts, groups[draw_id].rollouts, strict=False):
+            length = len(part.token_ids)
+            assert rollout.token_ids[:length] == part.token_ids
+            assert rollout.logprobs[:length] == part.logprobs
+            ends = [span[1] for span in rollout.policy_versions]
+            assert [span[0] for span in rollout.policy_versions] == [0, *ends[:-1]]
+            assert len(rollout.token_ids) == len(rollout.logprobs) == len(rollout.loss_mask) == ends[-1]
+            if part.finish_reason:
+                assert (rollout.text, rollout.finish_reason) == (part.text, part.finish_reason)
+                assert {version for _, _, version in rollout.policy_versions} == {0}
+            elif length:
+                continued += 1
+                assert [version for _, _, version in rollout.policy_versions] == [0, 3]
+                assert rollout.policy_versions[0][1] == length
+    assert continued > 4
+    write_shard(tmp_path / "made.parquet", groups)
+    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    made_rows = read_table(tmp_path / "made.parquet").to_pylist()
+    assert max(apart(model, made_rows, version, config.rl.sampling.temperature) for version in (0, 3)) < 1e-4
+    assert not workers._under_way
+    assert not workers._begun
 
 
 def grades(server: Server) -> None:

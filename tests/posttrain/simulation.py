@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import selectors
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,6 +99,18 @@ class Sampled:
     spans: list[tuple[int, int, int]]  # (start, end, version), as rollouts.types.Span
 
 
+@dataclass
+class Begun:
+    """How far a group is, whose rollouts are of one length."""
+
+    spans: list[tuple[int, int, int]] = field(default_factory=list)
+    whole: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.spans[-1][1] if self.spans else 0
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that happened, at a virtual time in seconds."""
@@ -128,7 +140,8 @@ class SimulatedWorkers:
     """Implements `posttrain.rl.Workers`.
 
     Outcomes depend on `outcome_seed`, the draw's id and the version that it was drawn at, never on latencies; latencies
-    depend on `latency_seed` and the draw's id, never on the order of calls.
+    depend on `latency_seed` and the draw's id, never on the order of calls. What has `begun` goes on, to a length that
+    is as likely as it is of all answers that are longer than that part.
     """
 
     pass_rate: Callable[[Prompt, int], float]
@@ -141,6 +154,8 @@ class SimulatedWorkers:
     early_stop: int | None = None
     fail: Callable[[Draw], Exception | None] = lambda draw: None
     hang: Callable[[Draw], bool] = lambda draw: False
+    begun: Mapping[int, Begun] = field(default_factory=dict)
+    under_way: dict[int, Begun] = field(default_factory=dict)
     trained: list[list[Sampled]] = field(default_factory=list)
     sampled: dict[int, Sampled] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
@@ -160,8 +175,13 @@ class SimulatedWorkers:
 
     def length(self, draw_id: int) -> int:
         """Tokens of the longest rollout of a draw."""
-        normal = np.random.default_rng([1, self.latency_seed, draw_id]).standard_normal()
-        return max(1, round(self.timing.median_length * math.exp(self.timing.tail * normal)))
+        rng, begun = np.random.default_rng([1, self.latency_seed, draw_id]), self.begun.get(draw_id, Begun())
+        if begun.whole:
+            return begun.tokens
+        while True:
+            length = max(1, round(self.timing.median_length * math.exp(self.timing.tail * rng.standard_normal())))
+            if length > begun.tokens:
+                return length
 
     def outcomes(self, draw: Draw) -> tuple[bool, ...]:
         """What the rollouts of a draw come to."""
@@ -184,13 +204,16 @@ class SimulatedWorkers:
             if self.hang(draw):
                 await asyncio.get_running_loop().create_future()
             error, length, outcomes = self.fail(draw), self.length(draw.draw_id), self.outcomes(draw)
-            spans = await self._generate(length)
+            begun = Begun(list(self.begun.get(draw.draw_id, Begun()).spans))
+            self.under_way[draw.draw_id] = begun
+            spans = await self._generate(length, begun)
+            begun.whole = True
             await asyncio.sleep(self.timing.judge)
             if self.early_stop is not None:
                 if rejection(outcomes[: self.early_stop]):
                     outcomes = outcomes[: self.early_stop]
                 else:
-                    spans += await self._generate(length)
+                    spans += await self._generate(length, Begun())
                     await asyncio.sleep(self.timing.judge)
             if error is not None:
                 raise error
@@ -202,17 +225,18 @@ class SimulatedWorkers:
         except Exception:
             self._note("failed", draw.draw_id)
             raise
+        del self.under_way[draw.draw_id]
         sampled = Sampled(draw, length, outcomes, spans)
         self.sampled[draw.draw_id] = sampled
         self._note("judged", draw.draw_id)
         reward = sum(outcomes) / len(outcomes)
         return Judged(draw, outcomes, reward, spans[0][2], length * len(outcomes), self.truncated(draw), sampled)
 
-    async def _generate(self, length: int) -> list[tuple[int, int, int]]:
+    async def _generate(self, length: int, begun: Begun) -> list[tuple[int, int, int]]:
         """Takes the time of so many tokens; gives the spans of versions that they were sampled under."""
         await asyncio.sleep(self.timing.first_token)
-        spans: list[tuple[int, int, int]] = []
-        start = 0
+        spans = begun.spans
+        start = begun.tokens
         while start < length:
             await self._generating.wait()
             end, version = min(start + self.timing.chunk, length), self.version
