@@ -21,6 +21,7 @@ from posttrain import data
 from posttrain.balance import Balancer
 from posttrain.cluster import Cluster, GeneratorPool, answer, result_of
 from posttrain.parity import Difference
+from posttrain.progress import say
 from posttrain.reward import judged_at_once, scorer_of
 from posttrain.sender import Sent
 from posttrain.slots import Draw, Judged
@@ -37,6 +38,8 @@ from rollouts.types import Prompt, Rollout, RolloutGroup
 
 JUDGE_TRIES = 3
 GENERATE_TRIES = 3
+TOLD = 5
+"""Failures of judging that are told."""
 DRIFT_SAMPLES, DRIFT_TOKENS = 4, 64
 """Completions of each prompt, and their largest length, by which engines and trainer are compared."""
 
@@ -67,6 +70,7 @@ class RayWorkers:
         self._published = (model, 0)  # the newest file of weights, and its version
         self._publishing = asyncio.Lock()
         self._turns: AbstractAsyncContextManager[Any] = nullcontext()
+        self._not_judged = 0  # draws
         self._begun: dict[int, list[Rollout]] = {}  # draw id → rollouts as far as an earlier life of the run made them
         self._under_way: dict[int, UnderWay] = {}  # by draw id
         self._version = 0  # that the engines hold, or are about to
@@ -215,8 +219,12 @@ class RayWorkers:
             try:
                 what = f"the verifier to judge draw {draw.draw_id}"
                 return replace(await answer(judged, self.config.generators.request_timeout, what), payload=group)
-            except JudgeError:
+            except JudgeError as error:
                 if attempt == JUDGE_TRIES - 1:
+                    self._not_judged += 1
+                    if self._not_judged <= TOLD:
+                        more = "; of others only the number is told, in summary.json" * (self._not_judged == TOLD)
+                        say(f"draw {draw.draw_id} could not be judged and is rejected: {error}{more}")
                     raise
                 await asyncio.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable")

@@ -1,5 +1,6 @@
 """RL on a generator without an end, with a real engine, stopped and resumed."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -70,8 +71,13 @@ def draws(stopped: Ended, cwd: Path) -> list[DrawRow]:
     step = int(checkpoint.name.removeprefix("step-"))
     ended = posttrain(*WORDS, f"rl.steps={step + 5}", "--resume", "auto", cwd=cwd)
     admitted = sum(row.state == "admitted" for row in pending)
-    line = f"{admitted} groups wait to be trained, {len(pending) - admitted} draws are made again"
-    assert f"{line}\n" in ended.err  # none of them is gone
+    said = re.search(
+        r"; (\d+) groups wait to be trained, (\d+) draws go on where they stood, (\d+) are made again\n", ended.err
+    )
+    assert said is not None  # none of them is gone
+    waiting, begun, again = map(int, said.groups())
+    assert (waiting, begun + again) == (admitted, len(pending) - admitted)
+    assert begun > 0
     rows = Ledger(cwd / "r/ledger.db", read_only=True).rows("voided_by IS NULL")
     assert Counter(row.step for row in rows if row.step) == dict.fromkeys(range(1, step + 6), 6)
     return rows

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 from safetensors.torch import load_file
 
 from posttrain import cluster as cluster_module
@@ -106,12 +107,12 @@ def test_no_more_groups_are_under_way_than_an_update_may_interrupt(
 ) -> None:
     generate, under_way, seen = workers._generate, 0, []
 
-    async def counted(*arguments: Any) -> Any:
+    async def counted(*arguments: Any, **named: Any) -> Any:
         nonlocal under_way
         under_way += 1
         seen.append(under_way)
         try:
-            return await generate(*arguments)
+            return await generate(*arguments, **named)
         finally:
             under_way -= 1
 
@@ -129,6 +130,9 @@ def test_an_engine_that_died_before_takes_part_in_a_group_made_anew(workers: Ray
     perturb(workers, 3)
     before = actors(workers)
     ray.kill(before[0])
+    with pytest.raises(RayActorError):
+        while True:  # it may answer for a moment yet
+            ray.get(before[0].ready.remote(), timeout=60)
     run(workers.update_weights(3))
     assert actors(workers)[0] is not before[0]
     assert actors(workers)[1] is before[1]
