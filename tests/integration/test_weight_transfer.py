@@ -4,6 +4,7 @@ vLLM's code packs, sends, receives and loads; NCCL, CUDA's streams and its share
 """
 
 import asyncio
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -130,7 +131,7 @@ def test_an_engine_that_died_before_takes_part_in_a_group_made_anew(workers: Ray
     perturb(workers, 3)
     before = actors(workers)
     ray.kill(before[0])
-    with pytest.raises(RayActorError):
+    with contextlib.suppress(RayActorError):
         while True:  # it may answer for a moment yet
             ray.get(before[0].ready.remote(), timeout=60)
     run(workers.update_weights(3))
