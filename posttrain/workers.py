@@ -267,7 +267,7 @@ class RayWorkers:
     ) -> Any:
         """A reference to the rollouts of a request, from one engine or the one with the fewest tokens outstanding.
 
-        `sent` is given the request's first rollout once an engine has it.
+        `sent` is given the request's first rollout once an engine has it that can tell how far it is.
         """
         timeout = self.config.generators.request_timeout
         for attempt in range(GENERATE_TRIES):
@@ -276,7 +276,7 @@ class RayWorkers:
             actor = self._pool.actors[index]
             try:
                 count, rollouts = actor.generate_counted.options(num_returns=2).remote(request)
-                if sent is not None:
+                if sent is not None and request.draw_id is not None:  # of a conversation engines tell nothing
                     sent.add(request.first)
                 tokens = await asyncio.wait_for(result_of(count), timeout)  # small; the rollouts stay where they are
                 return rollouts

@@ -204,6 +204,23 @@ def test_what_was_under_way_goes_on_where_it_stood(workers: Watched, tmp_path: P
     assert not workers._begun
 
 
+def test_no_checkpoint_waits_for_a_conversation_to_end(workers: Watched) -> None:
+    """Engines cannot tell how far it is, so that it is not taken for one that has just ended."""
+    config = workers.config = load_config("tiny-calculator", [*WORDS, "rl.max_staleness=4"])
+    run(workers.begin(0, None))
+    (prompt, *_) = data.prompts(config, "prompts", Renderer(BASE), config.rl.sampling.max_tokens, print)
+
+    async def asked() -> RolloutGroup:
+        making = asyncio.ensure_future(workers.rollout(Draw(0, 0, prompt, 0)))
+        for _ in range(3):  # until the engine has been given the request
+            await asyncio.sleep(0)
+        (group,) = await workers.under_way([0])
+        await making
+        return group
+
+    assert run(asked()).rollouts == []
+
+
 def grades(server: Server) -> None:
     """Scripts a model that likes an odd number of letters, and fails on one answer in twenty."""
 
