@@ -166,13 +166,18 @@ def test_groups_with_equal_outcomes_may_be_stale_where_they_are_trained_on_too(t
     assert audit(run).problems[0] == "draw 2: rejected (stale), which 0 solved of 2 rule out"
 
 
-def test_a_checkpoint_that_the_run_has_gone_on_without_is_not_its_newest(run: Path) -> None:
-    """As a resume leaves it that is killed before it has put the later checkpoints aside."""
+def one_step_on(run: Path) -> tuple[Ledger, Watermark, Path]:
+    """The ledger of a run after one step more, where it stood before, and the checkpoint of that step."""
     ledger = Ledger(run / "ledger.db")
     early = ledger.watermark(6)
     ledger.judged(5, "rejected", "all_solved", 2, 2, 12)
     ledger.drawn(6, "p6", "math", 2)
-    later = write_checkpoint(run, 3, (), ledger.watermark(7))
+    return ledger, early, write_checkpoint(run, 3, (), ledger.watermark(7))
+
+
+def test_a_checkpoint_that_the_run_has_gone_on_without_is_not_its_newest(run: Path) -> None:
+    """As a resume leaves it that is killed before it has put the later checkpoints aside."""
+    ledger, early, later = one_step_on(run)
     assert standing_checkpoint(run) == later
     ledger.begin(2, early)
     ledger.close()
@@ -183,11 +188,7 @@ def test_a_checkpoint_that_the_run_has_gone_on_without_is_not_its_newest(run: Pa
 
 def test_a_resume_that_is_killed_before_the_ledger_knows_of_it_leaves_no_problem(run: Path) -> None:
     """It puts the later checkpoints aside first, so the run goes on from the same one again."""
-    ledger = Ledger(run / "ledger.db")
-    early = ledger.watermark(6)
-    ledger.judged(5, "rejected", "all_solved", 2, 2, 12)
-    ledger.drawn(6, "p6", "math", 2)
-    later = write_checkpoint(run, 3, (), ledger.watermark(7))
+    ledger, early, later = one_step_on(run)
     later.rename(later.with_name("step-000003-given-up"))
     assert standing_checkpoint(run) == run / "rl/checkpoints/step-000002"
     assert (audit(run).step, audit(run).problems) == (2, ())
