@@ -4,12 +4,13 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from posttrain.audit import audit
 from posttrain.curriculum_log import read_snapshots
 from posttrain.ledger import DrawRow, Ledger
-from posttrain.rl_state import RLState
+from posttrain.rl_state import UNDER_WAY, RLState
 from tests.integration.commands import SMALL, Ended, Running, posttrain
 
 SOURCE = """
@@ -69,6 +70,9 @@ def draws(stopped: Ended, cwd: Path) -> list[DrawRow]:
     checkpoint = newest(cwd)
     pending = RLState.read(checkpoint).watermark.pending
     step = int(checkpoint.name.removeprefix("step-"))
+    path = checkpoint / UNDER_WAY  # none where all that was drawn had been judged
+    rollouts = pq.read_table(path, columns=["draw_id", "token_ids"]).to_pylist() if path.is_file() else []
+    under_way = {rollout["draw_id"] for rollout in rollouts if rollout["token_ids"]}
     ended = posttrain(*WORDS, f"rl.steps={step + 5}", "--resume", "auto", cwd=cwd)
     admitted = sum(row.state == "admitted" for row in pending)
     said = re.search(
@@ -77,7 +81,7 @@ def draws(stopped: Ended, cwd: Path) -> list[DrawRow]:
     assert said is not None  # none of them is gone
     waiting, begun, again = map(int, said.groups())
     assert (waiting, begun + again) == (admitted, len(pending) - admitted)
-    assert begun > 0
+    assert begun == len(under_way)
     rows = Ledger(cwd / "r/ledger.db", read_only=True).rows("voided_by IS NULL")
     assert Counter(row.step for row in rows if row.step) == dict.fromkeys(range(1, step + 6), 6)
     return rows
