@@ -78,8 +78,8 @@ class StatsTable:
         self.kind_P = np.empty(count, dtype=np.int32)
         for row, prompt in enumerate(prompts):
             ids.append(prompt.prompt_id.encode())
-            capabilities.setdefault(prompt.capability, len(capabilities))
-            self.kind_P[row] = kinds.setdefault((prompt.capability, prompt.difficulty, prompt.source), len(kinds))
+            capabilities.setdefault(prompt.domain, len(capabilities))
+            self.kind_P[row] = kinds.setdefault((prompt.domain, prompt.difficulty, prompt.source), len(kinds))
         self.prompt_ids = np.array(ids, dtype=np.bytes_)
         self.capabilities, self.kinds = list(capabilities), [_name(*kind) for kind in kinds]
         self.group_size, self.decays = group_size, tuple(decays)
@@ -139,10 +139,10 @@ class StatsTable:
 
     def replace(self, row: int, prompt: Prompt) -> None:
         """Puts another prompt of the same capability into a row; nothing is known of it but its kind."""
-        name = _name(prompt.capability, prompt.difficulty, prompt.source)
+        name = _name(prompt.domain, prompt.difficulty, prompt.source)
         if name not in self.kinds:
             self.kinds.append(name)
-            self.priors.add(self.capabilities.index(prompt.capability))
+            self.priors.add(self.capabilities.index(prompt.domain))
         self.kind_P[row] = self.kinds.index(name)
         prompt_id = np.bytes_(prompt.prompt_id.encode())
         if len(prompt_id) > self.prompt_ids.itemsize:  # NumPy would cut it off

@@ -66,7 +66,7 @@ class PromptStream:
             if prompt is None:
                 break
             left -= 1
-            wanted = not capabilities or prompt.capability in capabilities
+            wanted = not capabilities or prompt.domain in capabilities
             if wanted and prompt.prompt_id not in found and self.fits(prompt):
                 found[prompt.prompt_id], left = prompt, patience
         if not found:

@@ -60,7 +60,7 @@ class PromptWindow:
         """Those that may be drawn; each row keeps its capability."""
         found, waiting = self._restored(checkpoint) if checkpoint else ([], [])
         found = found or stream.first(size, PATIENCE, list(weights or ()))
-        names = list(weights or dict.fromkeys(prompt.capability for prompt in found))
+        names = list(weights or dict.fromkeys(prompt.domain for prompt in found))
         if self._dry.issuperset(names):  # the source may have grown
             self._dry.clear()
         self._room = size // WAITING if len(names) > 1 else 0
@@ -77,7 +77,7 @@ class PromptWindow:
 
     def __str__(self) -> str:
         """`384 prompts (math 192, code 192)`."""
-        counts = ((name, sum(prompt.capability == name for prompt in self.prompts)) for name in self._queues)
+        counts = ((name, sum(prompt.domain == name for prompt in self.prompts)) for name in self._queues)
         return f"{len(self.prompts)} prompts ({', '.join(f'{name} {count}' for name, count in counts)})"
 
     def replace(self, row: int) -> Prompt | None:
@@ -87,7 +87,7 @@ class PromptWindow:
             DataError: a row of the source is bad.
         """
         old = self.prompts[row]
-        prompt = self._next(old.capability)
+        prompt = self._next(old.domain)
         if prompt is not None:
             self._held.remove(old.prompt_id)
             self.prompts[row] = prompt
@@ -130,8 +130,8 @@ class PromptWindow:
         """Seats prompts in their order, as many of each capability as it has seats; the others wait."""
         free = dict(seats)
         for prompt in found:
-            if free.get(prompt.capability, 0):
-                free[prompt.capability] -= 1
+            if free.get(prompt.domain, 0):
+                free[prompt.domain] -= 1
                 self._held.add(prompt.prompt_id)
                 self.prompts.append(prompt)
             else:
@@ -159,7 +159,7 @@ class PromptWindow:
                 if self._stream.passes == passes + 2:  # so one pass was whole
                     break
             elif self._is_new(prompt):
-                if prompt.capability == capability:
+                if prompt.domain == capability:
                     self._held.add(prompt.prompt_id)
                     return prompt
                 self._wait(prompt)
@@ -168,9 +168,9 @@ class PromptWindow:
         return None
 
     def _is_new(self, prompt: Prompt) -> bool:
-        if prompt.capability not in self._queues:
+        if prompt.domain not in self._queues:
             self._tell(
-                f"prompts of the capability '{prompt.capability}' are left out, since rl.quotas does not name it and "
+                f"prompts of the capability '{prompt.domain}' are left out, since rl.quotas does not name it and "
                 "the first prompts have none of it"
             )
             return False
@@ -178,17 +178,17 @@ class PromptWindow:
 
     def _wait(self, prompt: Prompt) -> None:
         """Lets a prompt wait. Where too many do, the oldest of the capability that has most of them is passed over."""
-        if prompt.capability not in self._queues:  # any more
+        if prompt.domain not in self._queues:  # any more
             return
-        self._queues[prompt.capability].append(prompt)
+        self._queues[prompt.domain].append(prompt)
         self._held.add(prompt.prompt_id)
-        self._dry.discard(prompt.capability)
+        self._dry.discard(prompt.domain)
         if sum(map(len, self._queues.values())) > self._room:
             longest = max(self._queues.values(), key=len)
             passed_over = longest.popleft()
             self._held.remove(passed_over.prompt_id)
             self._tell(
-                f"more prompts of the capability '{passed_over.capability}' than are drawn: some are passed over "
+                f"more prompts of the capability '{passed_over.domain}' than are drawn: some are passed over "
                 "(rl.quotas sets the shares)"
             )
 

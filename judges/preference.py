@@ -7,6 +7,7 @@ orders, and the longer answer wins only where it is not much longer; all else is
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -50,7 +51,10 @@ class PreferenceJudge:
         self._client, self._template = client, template
 
     async def compare(self, messages: Sequence[Message], first: str, second: str) -> Preference | Failure:
-        """The better of two answers to a conversation, or why that is not known."""
+        """The better of two answers to a conversation, or why that is not known.
+
+        Of several samples more than half have to agree in each order.
+        """
         one, other = await asyncio.gather(self._ask(messages, first, second), self._ask(messages, second, first))
         for said in (one, other):
             if isinstance(said, Failure):
@@ -65,7 +69,12 @@ class PreferenceJudge:
 
     async def _ask(self, messages: Sequence[Message], first: str, second: str) -> str | Failure:
         text = fill(self._template, {"prompt": question(messages), "first": first, "second": second})
-        return await self._client.ask(text, "better", {"type": "string", "enum": ["A", "B", "tie"]}, _better)
+        schema = {"type": "string", "enum": ["A", "B", "tie"]}
+        said = await self._client.samples(text, "better", schema, _better)
+        if isinstance(said, Failure):
+            return said
+        [(most, count)] = Counter(said).most_common(1)
+        return most if 2 * count > len(said) else "tie"
 
 
 def _better(value: Any) -> str | None:

@@ -74,7 +74,7 @@ def pending_draws(state: RLState, sampler: PromptSampler, instructions: Instruct
 
 def _as_drawn(was: DrawRow, prompt: Prompt, instructions: InstructionPools) -> Prompt | None:
     """A prompt as a pending draw asked it; None if that is not what is trained on any more."""
-    return instructions.as_drawn(prompt, was.instruction, trained=True) if prompt.capability == was.capability else None
+    return instructions.as_drawn(prompt, was.instruction, trained=True) if prompt.domain == was.capability else None
 
 
 def begun_groups(checkpoint: Path, draws: Collection[Draw]) -> dict[int, RolloutGroup]:

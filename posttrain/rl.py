@@ -157,7 +157,7 @@ class Controller:
             self.slots.probe(capability)
         for draw, judged in pending:
             oldest = judged.oldest_version if judged else (oldest_versions or {}).get(draw.draw_id, self.version)
-            known = draw.capability in self.slots.weights
+            known = draw.domain in self.slots.weights
             if not known or not self.slots.fits(draw, oldest, self.version, self._oversample):
                 self._reject(draw, "stale", judged)
                 continue
@@ -265,9 +265,9 @@ class Controller:
         if judged is not None:
             self.totals.judged(judged.outcomes)
         if judged is not None and reason is None:
-            self._without_signal[draw.capability] = 0
-            if draw.capability in self.slots.lent:
-                self.slots.restore(draw.capability)
+            self._without_signal[draw.domain] = 0
+            if draw.domain in self.slots.lent:
+                self.slots.restore(draw.domain)
             if self.version - judged.oldest_version > self.config.max_staleness:  # its capability's share has shrunk
                 self._reject(draw, "stale", judged)
                 return
@@ -277,8 +277,8 @@ class Controller:
             )
             return
         self._reject(draw, reason or "", judged)
-        self._without_signal[draw.capability] += 1
-        self._lend(draw.capability, result if isinstance(result, JudgeError) else None)
+        self._without_signal[draw.domain] += 1
+        self._lend(draw.domain, result if isinstance(result, JudgeError) else None)
 
     def _rejection(self, judged: Judged) -> str | None:
         if self.config.truncated == "reject" and judged.truncated:
@@ -348,7 +348,7 @@ class Controller:
         assert staleness <= self.config.max_staleness, f"staleness {staleness} past the bound"
         self.version += 1
         self.totals.groups_trained += len(batch)
-        self.totals.trained_by_capability.update(judged.draw.capability for judged in batch)
+        self.totals.trained_by_capability.update(judged.draw.domain for judged in batch)
         self.totals.tokens_trained += train.tokens
         self.totals.max_staleness_seen = max(self.totals.max_staleness_seen, staleness)
         self.ledger.trained((judged.draw.draw_id for judged in batch), self.version)

@@ -31,9 +31,9 @@ class Draw:
     version: int
 
     @property
-    def capability(self) -> str:
-        """The prompt's capability."""
-        return self.prompt.capability
+    def domain(self) -> str:
+        """The prompt's."""
+        return self.prompt.domain
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Slots:
 
     def take(self, draw: Draw) -> None:
         """A draw takes a slot."""
-        self._live[draw.capability][draw.draw_id] = draw
+        self._live[draw.domain][draw.draw_id] = draw
 
     def admit(self, judged: Judged) -> None:
         """A draw's group is ready to be trained."""
@@ -131,7 +131,7 @@ class Slots:
 
     def release(self, draw: Draw) -> None:
         """A draw's slot is free: its group was rejected, or the generators hold the weights trained on it."""
-        self._live.get(draw.capability, {}).pop(draw.draw_id, None)
+        self._live.get(draw.domain, {}).pop(draw.draw_id, None)
         self._ready.pop(draw.draw_id, None)
 
     def stale(self, version: int) -> list[Judged]:
@@ -142,9 +142,9 @@ class Slots:
         """Whether a draw that was pending may be taken up at a version, after those before it: within the slots of its
         capability, and in time for the bound. Unless settings have changed meanwhile, all may.
         """
-        if draw.capability in self.lent:
+        if draw.domain in self.lent:
             return True
-        before, quota = len(self._live[draw.capability]), self.quotas[draw.capability]
+        before, quota = len(self._live[draw.domain]), self.quotas[draw.domain]
         if oversample > 1:  # what a synchronous round has too many of is surplus at its end, not for later batches
             return before < math.ceil(quota * oversample) and version - oldest_version <= self.max_staleness
         return before < (self.max_staleness + 1) * quota and (
@@ -181,7 +181,7 @@ class Slots:
 
     def _as_ready(self, capability: str, quota: int, version: int) -> list[Judged] | None:
         """Groups as they finished, but so many of the older ones that none passes the bound in a later step."""
-        waiting = [judged for judged in self._ready.values() if judged.draw.capability == capability]
+        waiting = [judged for judged in self._ready.values() if judged.draw.domain == capability]
         chosen: list[Judged] = []
         for later in range(self.max_staleness + 1):
             drawn_by = version + later - self.max_staleness  # to be trained in this batch or the next `later` ones

@@ -173,13 +173,13 @@ class RayWorkers:
 
     async def _make(self, draw: Draw, request: Request, second: Request, under_way: UnderWay) -> Judged:
         async with self._turns:
-            rollouts = await under_way.request(self._generate(request, draw.capability, sent=under_way.sent), 0)
+            rollouts = await under_way.request(self._generate(request, draw.domain, sent=under_way.sent), 0)
             earlier = None
             if second.n:
                 judged = await self._judge(draw, request, rollouts, None, second.n)
                 if rejection(judged.outcomes):
                     return judged
-                generating = self._generate(second, draw.capability, sent=under_way.sent)
+                generating = self._generate(second, draw.domain, sent=under_way.sent)
                 rollouts = await under_way.request(generating, second.first)
                 earlier = judged.payload
         return await self._judge(draw, request, rollouts, earlier)
@@ -255,7 +255,7 @@ class RayWorkers:
         async def sample(index: int, prompt: Prompt, engine: int) -> RolloutGroup:
             tokens = self._renderer.prompt_tokens(prompt.messages)
             request = Request(tokens, sampling, DRIFT_SAMPLES, seed=self._seed(-1 - index))
-            rollouts = await self._generate(request, prompt.capability, engine)
+            rollouts = await self._generate(request, prompt.domain, engine)
             return RolloutGroup(-1, prompt, list(tokens), await result_of(rollouts))
 
         return await asyncio.gather(

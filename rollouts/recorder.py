@@ -58,7 +58,7 @@ def _rows(group: RolloutGroup) -> Iterable[dict[str, Any]]:
             "draw_id": group.draw_id,
             "rollout": index,
             "prompt_id": group.prompt.prompt_id,
-            "capability": group.prompt.capability,
+            "capability": group.prompt.domain,
             "instruction": group.prompt.instruction,
             "version": group.version,
             "messages": json.dumps(list(group.prompt.messages), ensure_ascii=False),

@@ -53,6 +53,11 @@ class Prompt:
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def domain(self) -> str:
+        """What quotas are of: the capability, with the modality where that is not text. Example: `"charts/image"`."""
+        return self.capability if self.modality == "text" else f"{self.capability}/{self.modality}"
+
 
 @dataclass(frozen=True)
 class Sampling:

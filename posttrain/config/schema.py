@@ -242,7 +242,8 @@ class EndpointConfig(Section):
     timeout: float = Field(default=60.0, gt=0)
     """Seconds that a try may take."""
     samples: int = Field(default=1, ge=1)
-    """Answers for each demonstration, whose votes make the score, if more than half of them come."""
+    """Answers to each question, that vote, if more than half of them come: their shares make a score, and more than
+    half have to give a preference."""
 
 
 class PreferenceConfig(EndpointConfig):
@@ -576,7 +577,8 @@ class RLConfig(Section):
     curriculum: CurriculumConfig = CurriculumConfig()
     """What `signal` and `pools` aim at."""
     quotas: dict[str, float] | None = None
-    """Capability → weight of its share in every batch. null: equal shares for the capabilities of the prompts."""
+    """Capability → weight of its share in every batch; prompts of it with an image are `CAPABILITY/image`. null: equal
+    shares for those of the prompts."""
     retest_every: int = Field(default=10, ge=1)
     """Train steps after which a capability that lends its share is tried again."""
     max_rejected_in_a_row: int = Field(default=64, ge=1)

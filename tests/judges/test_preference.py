@@ -1,5 +1,7 @@
 """A preference counts only if it is the same in both orders, and length is no merit."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from judges.endpoint import Endpoint, EndpointClient
@@ -36,6 +38,26 @@ async def test_both_orders(prefers, answers: tuple[str, str], expected: str) -> 
         client = EndpointClient(Endpoint(server.url, "m"))
         assert await PreferenceJudge(client).compare(QUESTION, *answers) == expected
         await client.close()
+
+
+@pytest.mark.parametrize(
+    ("votes", "expected"),
+    [("AAB", "first"), ("ABB", "second"), (["A", "B", "tie"], "tie"), (["A", "tie", "tie"], "tie")],
+)
+async def test_samples_vote(votes: Sequence[str], expected: str) -> None:
+    with serving() as server:
+        turned = {"A": "B", "B": "A", "tie": "tie"}
+        in_order, in_turn = iter(votes), iter(votes)
+
+        def says(text: str) -> tuple[int, str]:
+            better = next(in_order) if reads(text) == ("this", "that") else turned[next(in_turn)]
+            return 200, completion(f'{{"better": "{better}"}}')
+
+        server.scripts = {"1+1": says}
+        client = EndpointClient(Endpoint(server.url, "m", samples=3))
+        assert await PreferenceJudge(client).compare(QUESTION, "this", "that") == expected
+        await client.close()
+    assert len(server.seen) == 6
 
 
 async def test_a_template_of_the_users_own() -> None:

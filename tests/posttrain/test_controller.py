@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def run_on(
 
 
 def shares(batch: list[Sampled]) -> dict[str, int]:
-    return dict(Counter(sampled.draw.capability for sampled in batch))
+    return dict(Counter(sampled.draw.domain for sampled in batch))
 
 
 def trained_ids(run: Run) -> list[int]:
@@ -104,7 +105,7 @@ def test_staleness_and_quotas_hold_at_unequal_rejection(
 
     judged = defaultdict(list)
     for sampled in run.workers.sampled.values():
-        judged[sampled.draw.capability].append(0 < sum(sampled.outcomes) < 4)
+        judged[sampled.draw.domain].append(0 < sum(sampled.outcomes) < 4)
     assert np.mean(judged["easy"]) == pytest.approx(0.9, abs=0.1)
     assert np.mean(judged["hard"]) == pytest.approx(0.2, abs=0.1)
 
@@ -113,6 +114,19 @@ def test_unequal_quotas_are_exact(tmp_path: Path) -> None:
     quotas = {"easy": 3.0, "hard": 1.0}
     run = run_on(tmp_path, quotas=quotas, prompts_per_step=6, max_staleness=2, steps=15).go()
     assert [shares(batch) for batch in run.batches] == [{"easy": 5, "hard": 1}] * 15  # 4.5 and 1.5; a tie goes first
+
+
+def test_prompts_with_an_image_have_a_quota_of_their_own(tmp_path: Path) -> None:
+    quotas = {"charts": 2.0, "charts/image": 4.0}
+    prompts = make_prompts(charts=200)
+    prompts += [replace(each, prompt_id=f"seen-{each.prompt_id}", modality="image") for each in prompts]
+    workers = SimulatedWorkers(lambda prompt, version: 0.5 if prompt.modality == "text" else 0.1)
+    settings = {"quotas": quotas, "prompts_per_step": 6, "max_staleness": 2, "steps": 9}
+    run = make_run(tmp_path / "l.db", prompts, workers, **settings).go()
+    assert [shares(batch) for batch in run.batches] == [{"charts": 2, "charts/image": 4}] * 9
+    modalities = [[sampled.draw.prompt.modality for sampled in batch] for batch in run.batches]
+    assert [Counter(batch) for batch in modalities] == [{"text": 2, "image": 4}] * 9
+    assert {row.capability for row in run.ledger.rows()} == set(quotas)
 
 
 def test_tokens_span_updates_and_count_with_their_oldest(tmp_path: Path) -> None:
@@ -128,7 +142,7 @@ def test_no_more_draws_are_under_way_than_there_are_slots(tmp_path: Path) -> Non
     most = 0
     batches = iter(run.batches)
     mixed = {draw_id for draw_id, sampled in run.workers.sampled.items() if 0 < sum(sampled.outcomes) < 4}
-    name = {draw_id: sampled.draw.capability for draw_id, sampled in run.workers.sampled.items()}
+    name = {draw_id: sampled.draw.domain for draw_id, sampled in run.workers.sampled.items()}
     for event in run.workers.events:
         if event.what == "drawn" and event.draw_id in name:
             live[name[event.draw_id]].add(event.draw_id)
@@ -136,7 +150,7 @@ def test_no_more_draws_are_under_way_than_there_are_slots(tmp_path: Path) -> Non
             live[name[event.draw_id]].discard(event.draw_id)
         elif event.what == "updated":
             for sampled in next(batches):
-                live[sampled.draw.capability].discard(sampled.draw.draw_id)
+                live[sampled.draw.domain].discard(sampled.draw.draw_id)
         assert max(len(held) for held in live.values()) <= 3 * 4
         most = max(most, *(len(held) for held in live.values()))
     assert most == 3 * 4
@@ -145,14 +159,14 @@ def test_no_more_draws_are_under_way_than_there_are_slots(tmp_path: Path) -> Non
 def test_fifo_trains_in_draw_order_and_favours_no_length(tmp_path: Path) -> None:
     run = run_on(tmp_path, max_staleness=2, steps=40).go()
     for capability in ("easy", "hard"):
-        trained = [s.draw.draw_id for batch in run.batches for s in batch if s.draw.capability == capability]
+        trained = [s.draw.draw_id for batch in run.batches for s in batch if s.draw.domain == capability]
         assert trained == sorted(trained)
         # What was trained is all that could teach among the draws up to the last one trained: no long one was skipped.
         last = trained[-1]
         mixed = [
             draw_id
             for draw_id, sampled in sorted(run.workers.sampled.items())
-            if sampled.draw.capability == capability and 0 < sum(sampled.outcomes) < 4 and draw_id <= last
+            if sampled.draw.domain == capability and 0 < sum(sampled.outcomes) < 4 and draw_id <= last
         ]
         assert trained == mixed
         lengths = [run.workers.length(draw_id) for draw_id in trained]
@@ -304,7 +318,7 @@ def test_synchronous_run_is_the_same_as_a_plain_loop(tmp_path: Path) -> None:
                 outcomes = plain.workers.outcomes(draw)
                 sampler.observe(draw.row, outcomes, version)
                 if 0 < sum(outcomes) < len(outcomes):
-                    kept[draw.capability].append(draw.draw_id)
+                    kept[draw.domain].append(draw.draw_id)
         batches.append(sorted(kept["easy"] + kept["hard"]))
     assert [[sampled.draw.draw_id for sampled in batch] for batch in run.batches] == batches
 
@@ -325,10 +339,8 @@ def test_oversampling_keeps_the_first_admitted_in_draw_order(tmp_path: Path) -> 
     surplus = 0
     for version, batch in enumerate(more.batches):
         for capability in ("easy", "hard"):
-            kept = [sampled.draw.draw_id for sampled in batch if sampled.draw.capability == capability]
-            mixed = [
-                entry for entry in by_version[version] if more.workers.sampled[entry[0]].draw.capability == capability
-            ]
+            kept = [sampled.draw.draw_id for sampled in batch if sampled.draw.domain == capability]
+            mixed = [entry for entry in by_version[version] if more.workers.sampled[entry[0]].draw.domain == capability]
             assert [draw_id for draw_id, _, _ in mixed[:4]] == kept
             assert all(state == "trained" for _, state, _ in mixed[:4])
             assert all((state, reason) == ("rejected", "surplus") for _, state, reason in mixed[4:])
@@ -364,7 +376,7 @@ def test_a_capability_without_signal_lends_its_share_until_it_has_some(
     assert max(run.staleness()) <= max_staleness
     # Before it lent its share it tried as often as configured, and each re-test cost one group.
     hard = [row for row in rows(run) if row[6] < 12 and run.workers.sampled.get(row[0]) is not None]
-    tried = [row for row in hard if run.workers.sampled[row[0]].draw.capability == "hard"]
+    tried = [row for row in hard if run.workers.sampled[row[0]].draw.domain == "hard"]
     assert 20 <= len(tried) <= 20 + (max_staleness + 1) * 4 + 3
 
 

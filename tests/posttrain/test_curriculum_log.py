@@ -37,7 +37,7 @@ def test_a_line_for_each_step_counts_what_that_step_did(tmp_path: Path) -> None:
     assert [row.version for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row.asked for row in rows] == [{"math": 6, "code": 2}] * 6
     for row, batch in zip(rows, run.batches, strict=True):
-        trained = [sampled.draw.capability for sampled in batch]
+        trained = [sampled.draw.domain for sampled in batch]
         assert row.trained == {name: trained.count(name) for name in set(trained)} == row.asked
         assert 0 <= row.mixed <= row.drawn
     totals = run.controller.totals

@@ -222,7 +222,7 @@ def test_every_draw_is_trained_rejected_or_pending_exactly_once(
     assert {row.draw_id for row in rows if row.state in ("drawn", "admitted")} == pending
     if order == "fifo":
         for capability in ("math", "code"):
-            ids = [each.draw.draw_id for batch in run.batches for each in batch if each.draw.capability == capability]
+            ids = [each.draw.draw_id for batch in run.batches for each in batch if each.draw.domain == capability]
             assert ids == sorted(ids)
 
 
@@ -299,7 +299,7 @@ def test_a_capability_that_lends_its_share_still_does(tmp_path: Path) -> None:
     assert list(run.checkpoint.controller["lent_since"]) == ["useless"]
     controller = run.live()
     assert controller.slots.lent == {"useless"}
-    assert {sampled.draw.capability for batch in run.batches[-3:] for sampled in batch} == {"math"}
+    assert {sampled.draw.domain for batch in run.batches[-3:] for sampled in batch} == {"math"}
 
 
 def test_a_judged_group_is_kept_though_its_prompt_has_left_the_window(tmp_path: Path) -> None:
