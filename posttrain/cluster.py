@@ -103,13 +103,7 @@ class Cluster:
         if address:
             _attach(address)
         else:
-            ray.init(
-                address="local",
-                log_to_driver=False,
-                logging_level="ERROR",
-                include_dashboard=False,
-                object_store_memory=512 * 2**20,
-            )
+            _start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -265,6 +259,25 @@ class Cluster:
             shutil.rmtree(published, ignore_errors=True)
         else:
             published.unlink(missing_ok=True)
+
+
+def _start() -> None:
+    """Starts Ray on this machine.
+
+    Raises:
+        UserError: it is not there within its limit, of 30 seconds, as where other work takes all cores.
+    """
+    try:
+        ray.init(
+            address="local",
+            log_to_driver=False,
+            logging_level="ERROR",
+            include_dashboard=False,
+            object_store_memory=512 * 2**20,
+        )
+    except Exception as error:  # that class itself, for what fails in a start
+        hint = "see whether other work takes all cores or memory, or the disk of /tmp is full, and start again"
+        raise UserError(f"Ray does not start on this machine: {first_line(error)}; {hint}") from error
 
 
 def _attach(address: str) -> None:
