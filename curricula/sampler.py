@@ -140,6 +140,14 @@ class PromptSampler:
         if self.window is not None and drawn:
             self._renew(self.window, drawn)
 
+    def review(self) -> None:
+        """Puts prompts where they belong by all that is known by now: when the first ones of a scan were entered,
+        little was known of their kinds. Before the first draw.
+        """
+        seen = np.flatnonzero(self.stats.attempts_P)
+        self.selection.observed(seen)
+        self.selection.put(seen.tolist())
+
     def _renew(self, window: PromptWindow, drawn: Sequence[int]) -> None:
         """Lets the next prompts of the stream in, now that these draws have ended."""
         replaced = []

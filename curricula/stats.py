@@ -26,12 +26,16 @@ from rollouts.types import Prompt
 DECAYS = (0.9995,)
 """Shares of the evidence left after one policy version. Where the policy changes faster, prompts have moved; faster
 decays, beside this one or in its place, made the intervals too wide."""
+STAYS = 0.8
+"""How much is given at first to the beliefs that evidence lasts; the rest to the one that the prompt has moved, which
+knows nothing of what prompts move to yet. Half and half would draw again whatever was all or nothing in its first
+group, or in a scan."""
 MEMORY = 0.5
 """A prompt's own weights of the beliefs are raised to this power before each group, those of its capability to the
 rest."""
 LEARNING_RATE = 0.02
 """How far a group moves the weights of its capability towards those of its prompt."""
-LOGITS = 60 * np.sinh(np.linspace(-5, 5, 1601)) / np.sinh(5)
+LOGITS = 200 * np.sinh(np.linspace(-5, 5, 1601)) / np.sinh(5)
 RATES = 1 / (1 + np.exp(-LOGITS))
 """Where posteriors are integrated: densely around one half, and so far out that no tail is missed."""
 
@@ -74,7 +78,7 @@ class StatsTable:
         """
         kinds: dict[tuple[str, int | None, str], int] = {}
         capabilities: dict[str, int] = {}
-        ids, count, beliefs = [], len(prompts), len(decays) + 1
+        ids, count = [], len(prompts)
         self.kind_P = np.empty(count, dtype=np.int32)
         for row, prompt in enumerate(prompts):
             ids.append(prompt.prompt_id.encode())
@@ -91,8 +95,9 @@ class StatsTable:
         self.last_P = np.zeros(count, dtype=np.int32)  # rollouts solved in the last group
         self.seen_PD = np.zeros((count, len(decays)), dtype=np.float32)  # outcomes, faded up to version_P
         self.solved_PD = np.zeros((count, len(decays)), dtype=np.float32)
-        self.weight_PB = np.full((count, beliefs), 1 / beliefs, dtype=np.float32)
-        self.weight_CB = np.full((len(capabilities), beliefs), 1 / beliefs)
+        self._weight_B = np.array([STAYS / len(decays)] * len(decays) + [1 - STAYS])
+        self.weight_PB = np.tile(self._weight_B.astype(np.float32), (count, 1))
+        self.weight_CB = np.tile(self._weight_B, (len(capabilities), 1))
 
     def observe(self, groups: Sequence[tuple[int, Sequence[bool], int]]) -> None:
         """Adds groups: the row of each, its outcomes, and the policy version that it was drawn under.
@@ -150,7 +155,7 @@ class StatsTable:
         self.prompt_ids[row] = prompt_id
         for name in self._COLUMNS:
             getattr(self, name)[row] = 0
-        self.weight_PB[row] = 1 / self.weight_PB.shape[1]
+        self.weight_PB[row] = self._weight_B
 
     def capability(self, rows_N: np.ndarray) -> np.ndarray:
         """The number of each prompt's capability: [N]."""

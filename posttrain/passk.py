@@ -7,6 +7,7 @@ Hard prompts are found by pass@k with the policy itself (https://arxiv.org/abs/2
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -136,8 +137,10 @@ def scan(
         Cluster.of(config, ROLES["passk"]) as cluster,
         bar("passk", len(prompts) * samples, "sample") as progress,
     ):
-        scorer = scorer_of(config, cluster.graders())
-        solved = run(count_solved(cluster.pool(model), renderer, prompts, scorer, config, samples, progress.advance))
+        scorer, pool = scorer_of(config, cluster.graders()), cluster.pool(model)
+        started = time.monotonic()
+        solved, tokens = run(count_solved(pool, renderer, prompts, scorer, config, samples, progress.advance))
+        seconds = time.monotonic() - started
     rows = [
         Scanned(
             prompt.prompt_id,
@@ -154,8 +157,9 @@ def scan(
     ]
     found = summary(rows, ks)
     write_rows(path, [row.as_row() for row in rows])
-    write_json(summary_path, {"model": model, "samples": samples, **found})
-    say(f"{samples} samples of each prompt, by {model}")
+    cost = {"tokens_generated": tokens, "seconds": round(seconds, 1)}
+    write_json(summary_path, {"model": model, "samples": samples, **cost, **found})
+    say(f"{samples} samples of each prompt, {tokens:,} tokens in {seconds:,.0f} s, by {model}")
     console.print(*tables(found, ks), sep="")
     say(f"{path} holds the pass rate of every prompt, {summary_path} the table above")
     say(f"rl.start_from_scan={path} lets RL start from it")
@@ -176,16 +180,19 @@ async def count_solved(
     config: Config,
     samples: int,
     advance: Callable[[int], object] = int,
-) -> list[int | None]:
-    """How many samples of each prompt are solved by the weights that the engines hold; None: they were not judged.
+) -> tuple[list[int | None], int]:
+    """How many samples of each prompt are solved by the weights that the engines hold (None: they were not judged), and
+    how many tokens were generated.
 
     `advance` is told of samples.
     """
     solved: list[int | None] = [None] * len(prompts)
+    tokens = 0
     sampling, size = config.rl.sampling.sampling(), CHUNK * len(pool.actors)
     starts = iter(range(0, len(prompts), size))
 
     async def work() -> None:
+        nonlocal tokens
         for start in starts:
             part = prompts[start : start + size]
             requests = [
@@ -199,13 +206,14 @@ async def count_solved(
                 for index, prompt in enumerate(part, start)
             ]
             completions = await pool.generate(requests)
+            tokens += sum(sum(rollout.loss_mask) for group in completions for rollout in group)
             judged = await asyncio.to_thread(score_completions, scorer, part, completions, judged_at_once(config))
             for index in judged:
                 solved[start + index] = sum(rollout.outcome for rollout in completions[index])
             advance(samples * len(part))
 
     await asyncio.gather(*(work() for _ in range(CHUNKS_UNDER_WAY)))
-    return solved
+    return solved, tokens
 
 
 def summary(rows: Sequence[Scanned], ks: Sequence[int]) -> dict[str, Any]:
@@ -328,4 +336,4 @@ def observe_scan(sampler: PromptSampler, found: Mapping[str, tuple[int, int]], g
         outcomes = rng.permutation(np.arange(samples) < solved).tolist()
         for start in range(0, samples, group_size):
             sampler.observe(row, outcomes[start : start + group_size], 0)
-    sampler.settle()
+    sampler.review()

@@ -1,7 +1,8 @@
 """How many tokens have to be generated until the policy is as good as `uniform` ends, by each selection of prompts.
 
 On a skewed set (`skewed.py`) and on the tiny world as it is, all arms from one SFT checkpoint at a constant learning
-rate, pass@1 on held-out prompts evaluated a dozen times in a run, at about equal distances in tokens. A curve is
+rate, pass@1 on held-out prompts evaluated a dozen times in a run, at about equal distances in tokens. On the skewed set
+`signal` starts from a scan by `posttrain passk`, of four samples of each prompt, whose tokens are counted. A curve is
 smoothed by the mean of up to five neighbouring evaluations; its tokens are those at which it first reaches the end of
 `uniform`'s curve of the same seed. Where it does not within its steps, another arm counts with the tokens that it has,
 which is too few, and `signal` with infinitely many.
@@ -40,7 +41,7 @@ from posttrain.rundir import RunDir
 from tests.benchmarks import skewed
 from tests.benchmarks.curves import Grid, Setting, evaluated, reached, smoothed, sweep_all
 from tests.benchmarks.harness import Bench, Measurement, Options, spread
-from tests.benchmarks.start import sft_checkpoint
+from tests.benchmarks.start import scan_of, sft_checkpoint
 
 ARMS = ("uniform", "signal", "pools", "dynamic_sampling")
 GRIDS = {"skewed": Grid((6, 16, 32)), "tiny": Grid((16,))}
@@ -49,10 +50,13 @@ START = Setting(16, 1e-4)
 SWEEP_SEED = 100
 EVALUATIONS = 12
 GROUPS = {
-    "skewed": {"uniform": 3840, "dynamic_sampling": 384, "pools": 1152, "signal": 1152},
+    "skewed": {"uniform": 3840, "dynamic_sampling": 384, "pools": 1152, "signal": 768},
     "tiny": dict.fromkeys(ARMS, 960),
 }
-"""Groups that each arm trains on, about; on the skewed set `uniform` and `dynamic_sampling` draw equally many."""
+"""Groups that each arm trains on, about; on the skewed set `uniform` and `dynamic_sampling` draw equally many, and
+`signal` generates about half as many tokens, its scan included."""
+SCANS = {("skewed", "signal"): 4}
+"""World and arm that start from a scan → samples of each prompt."""
 TARGETS = {"uniform": 0.4, "dynamic_sampling": 0.45, "pools": 0.8}
 """Most of an arm's tokens that `signal` may need on the skewed set."""
 MIXED = 0.7
@@ -64,7 +68,7 @@ OF_WORLD = {
     "tiny": [],
 }  # fmt: skip
 QUICK = [
-    "prune.enabled=false", "data.demonstrations.limit=64", "rl.quotas=null",
+    "prune.enabled=false", "data.demonstrations.limit=64", "data.prompts.limit=400", "rl.quotas=null",
     "rl.group_size=4", "rl.eval_prompts=8",
 ]  # fmt: skip
 
@@ -87,23 +91,30 @@ class Runs:
         """One run: its tokens and pass@1 at each evaluation."""
         checkpoint = sft_checkpoint(self._bench, self._folder, self._overrides)
         steps, every = evaluated(self._groups[world][arm] // setting.prompts, EVALUATIONS)
-        words = [
-            *OF_WORLD[world], *self._overrides, f"model={checkpoint}", f"seed={seed}", f"rl.selection={arm}",
-            f"rl.steps={steps}", f"rl.checkpoint_every={steps}", f"rl.eval_every={every}", *setting.overrides(),
+        start = [*OF_WORLD[world], *self._overrides, f"model={checkpoint}", f"seed={seed}"]
+        words, scanned = [], 0
+        if (world, arm) in SCANS:
+            scan, cost = scan_of(self._folder / f"{world}-{seed}.parquet", start, SCANS[world, arm])
+            words, scanned = [f"rl.start_from_scan={scan}"], cost["tokens_generated"]
+        words += [
+            f"rl.selection={arm}", f"rl.steps={steps}", f"rl.checkpoint_every={steps}", f"rl.eval_every={every}",
+            *setting.overrides(),
         ]  # fmt: skip
-        config = load_config("tiny", words)
+        config = load_config("tiny", [*start, *words])
         folder = self._folder / f"{world}-{arm}-{setting}-{seed}"
         shutil.rmtree(folder, ignore_errors=True)  # of a sitting that was interrupted
         with Cluster(config):
             rundir = RunDir(folder, config)
             train_rl(config, rundir)
-        found = measured(rundir)
+        found = measured(rundir, scanned)
         shutil.rmtree(folder)
         return found
 
 
-def measured(rundir: RunDir) -> Measurement:
-    """The curve of a finished run, and the share of its drawn groups with mixed outcomes after a fifth of it."""
+def measured(rundir: RunDir, scanned: int) -> Measurement:
+    """The curve of a finished run, and the share of its drawn groups with mixed outcomes after a fifth of it; `scanned`
+    tokens were generated before.
+    """
     lines = [json.loads(line) for line in (rundir.path / "metrics.jsonl").read_text().splitlines()]
     tokens = {0: 0} | {line["step"]: int(line["tokens_generated"]) for line in lines if "tokens_generated" in line}
     rates = {line["step"]: line["eval/pass@1"] for line in lines if "eval/pass@1" in line}
@@ -111,7 +122,7 @@ def measured(rundir: RunDir) -> Measurement:
     counted = [each for each in snapshots if each.version > len(snapshots) / 5]
     summary = json.loads((rundir.path / "rl" / "summary.json").read_text())
     return {
-        "tokens": [tokens[step] for step in sorted(rates)],
+        "tokens": [scanned + tokens[step] for step in sorted(rates)],
         "pass@1": [round(rates[step], 5) for step in sorted(rates)],
         "mixed": sum(each.mixed for each in counted) / sum(each.drawn for each in counted),
         "drawn": sum(each.drawn for each in snapshots), "seconds": summary["seconds"],
@@ -148,6 +159,7 @@ def main(options: Options) -> dict[str, Any]:
     overrides = COMMON + (QUICK if options.quick else [])
     ran = {
         "preset": "tiny", "overrides": overrides, "worlds": OF_WORLD, "groups": groups, "seeds": seeds,
+        "scans": {f"{world}/{arm}": samples for (world, arm), samples in SCANS.items()},
         "grids": {world: grid._asdict() for world, grid in grids.items()}, "start": str(start),
     }  # fmt: skip
     folder = Path(__file__).parent

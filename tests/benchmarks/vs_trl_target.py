@@ -2,14 +2,14 @@
 
 Both train from the same SFT checkpoint with groups of 8, on the same cores, with the same reward. TRL's `GRPOTrainer`
 takes prompts uniformly, with the fastest of the settings that `vs_trl.py` tries; ours is the asynchronous loop with the
-selection `signal`. Prompts of a step and learning rates are swept first for both, as in `curriculum.py`, with a seed
-that is not used again: TRL takes those with which it ends highest, ours those with which it reaches the best of these
-ends soonest.
+selection `signal`, from a scan by `posttrain passk` of four samples of each prompt. Prompts of a step and learning
+rates are swept first for both, as in `curriculum.py`, with a seed that is not used again: TRL takes those with which it
+ends highest, ours those with which it reaches the best of these ends soonest.
 
-Time is that of training: start-up, and for TRL the saving of checkpoints, are left out; so are evaluations, which are
-made afterwards, of the checkpoints (pass@1 on held-out prompts). Curves are smoothed as in `curriculum.py`; a side's
-seconds are those at which its curve first reaches the end of TRL's of the same seed. `value` is the median over the
-seeds; null until all are measured. Ours counts as infinitely long where it does not reach it.
+Time is that of training, and for ours of the scan: start-up, and for TRL the saving of checkpoints, are left out; so
+are evaluations, which are made afterwards, of the checkpoints (pass@1 on held-out prompts). Curves are smoothed as in
+`curriculum.py`; a side's seconds are those at which its curve first reaches the end of TRL's of the same seed. `value`
+is the median over the seeds; null until all are measured. Ours counts as infinitely long where it does not reach it.
 
 Budget: TRL 7 minutes a run, ours 2; some 12 of each: 110 minutes, in as many sittings as wanted (`--arms`).
 """
@@ -37,14 +37,15 @@ from rollouts.renderer import Renderer
 from tests.benchmarks.curves import Grid, Setting, evaluated, reached, smoothed, sweep_all
 from tests.benchmarks.harness import Bench, Measurement, Options, spread
 from tests.benchmarks.skewed import NAME
-from tests.benchmarks.start import sft_checkpoint
+from tests.benchmarks.start import scan_of, sft_checkpoint
 from tests.benchmarks.vs_trl import TRL, drawn
 
 GRID, START = Grid((8, 16, 32)), Setting(16, 1e-4)
 """Of the sweeps."""
 SWEEP_SEED = 100
-GROUPS = {"trl": 1920, "ours": 1152}
+GROUPS = {"trl": 1920, "ours": 768}
 """That each side trains on."""
+SCAN_SAMPLES = 4
 CHECKPOINTS = 12
 """Saved and evaluated, beside the one that both start from."""
 COMMON = [
@@ -79,11 +80,17 @@ class Runs:
             *self._overrides, f"model={self._start}", f"seed={seed}", f"rl.checkpoint_every={every}",
             f"rl.steps={steps}", *setting.overrides(),
         ]  # fmt: skip
+        scanned = 0.0
+        if side == "ours":
+            scan, cost = scan_of(self._folder / f"scan-{seed}.parquet", words, SCAN_SAMPLES)
+            words.append(f"rl.start_from_scan={scan}")
+            scanned = cost["seconds"]
         config = load_config("tiny", words)
         folder = self._folder / f"{side}-{setting}-{seed}"
         shutil.rmtree(folder, ignore_errors=True)  # of a sitting that was interrupted
         seconds, paths = self._trl(config, folder, steps, every) if side == "trl" else self._ours(config, folder)
-        found = {"seconds": [0.0, *seconds], "pass@1": self._pass_rates(config, [Path(self._start), *paths])}
+        seconds = [scanned + each for each in (0.0, *seconds)]
+        found = {"seconds": seconds, "pass@1": self._pass_rates(config, [Path(self._start), *paths])}
         shutil.rmtree(folder)
         return found
 
@@ -128,9 +135,9 @@ def main(options: Options) -> dict[str, Any]:
     overrides = [*COMMON, "rl.eval_prompts=480", "eval.samples=2", "eval.pass_k=[1]", "eval.temperatures=[1.0]"]
     if options.quick:
         overrides += ["prune.enabled=false", "data.demonstrations.limit=64", "rl.eval_prompts=8", "rl.group_size=4"]
-        overrides += ["rl.quotas=null"]
+        overrides += ["rl.quotas=null", "data.prompts.limit=200"]
     settings = {
-        "preset": "tiny", "overrides": overrides, "seeds": seeds, "trl": TRL_SETTING,
+        "preset": "tiny", "overrides": overrides, "seeds": seeds, "trl": TRL_SETTING, "scan": SCAN_SAMPLES,
         "grid": grid._asdict(), "start": str(START),
         "groups": dict.fromkeys(GROUPS, 32) if options.quick else GROUPS,
         "checkpoints": 2 if options.quick else CHECKPOINTS,

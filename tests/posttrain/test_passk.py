@@ -67,10 +67,10 @@ async def test_every_prompt_is_sampled_once_as_rl_samples_it_and_counts_keep_the
     prompts = [Prompt(f"p{index}", ({"role": "user", "content": str(index)},)) for index in range(3 * CHUNK + 7)]
     config = load_config("tiny", ["rl.sampling.temperature=0.7", "rl.sampling.max_tokens=33"])
     engines, done = Engines(), []
-    solved = await count_solved(engines, Words(), prompts, judge, config, 4, done.append)  # type: ignore[arg-type]
+    solved, tokens = await count_solved(engines, Words(), prompts, judge, config, 4, done.append)  # type: ignore[arg-type]
     assert solved == [index % 5 for index in range(len(prompts))]
     assert sorted(map(len, engines.asked)) == [CHUNK + 7, 2 * CHUNK]  # a chunk for each of the two engines
-    assert sum(done) == 4 * len(prompts)
+    assert sum(done) == tokens == 4 * len(prompts)
     requests = [request for part in engines.asked for request in part]
     assert {request.n for request in requests} == {4}
     assert {request.sampling for request in requests} == {config.rl.sampling.sampling()}
@@ -153,6 +153,16 @@ def test_the_statistics_know_what_the_scan_says(tmp_path: Path) -> None:
     observe_scan(sampler, {}, 4)
     assert [sampler.stats.view(row, 0) for row in range(3)] == views
     assert {sampler.draw("math", 0) for _ in range(3)} == {0, 1, 2}  # none is in flight yet
+
+
+def test_what_was_all_or_nothing_in_a_scan_waits_for_its_retest() -> None:
+    """Of 400 prompts 60 % are solved, 30 % unsolvable, 10 % useful; RL's groups are larger than the scan's."""
+    prompts = [Prompt(str(index), (), "math") for index in range(400)]
+    known = {str(index): (4, 2 if index % 10 == 0 else 4 * (index % 10 < 7)) for index in range(400)}
+    sampler = PromptSampler(prompts, "signal", group_size=8, seed=0)
+    observe_scan(sampler, known, 8)
+    drawn = [sampler.draw("math", 0) for _ in range(30)]
+    assert sum(row % 10 == 0 for row in drawn) >= 28  # a few draws go to easy ones whatever is known
 
 
 class Watched(PromptSampler):
