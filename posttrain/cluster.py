@@ -276,8 +276,9 @@ def _start() -> None:
             object_store_memory=512 * 2**20,
         )
     except Exception as error:  # that class itself, for what fails in a start
+        why = first_line(error).rstrip(".")
         hint = "see whether other work takes all cores or memory, or the disk of /tmp is full, and start again"
-        raise UserError(f"Ray does not start on this machine: {first_line(error)}; {hint}") from error
+        raise UserError(f"Ray does not start on this machine: {why}; {hint}") from error
 
 
 def _attach(address: str) -> None:
