@@ -56,9 +56,15 @@ class Ordeal:
 
 
 def suffer(
-    cwd: Path, words: Sequence[str], kills: int, seed: int, longest: float = 45.0, once_training: bool = False
+    cwd: Path,
+    words: Sequence[str],
+    kills: int,
+    seed: int,
+    longest: float = 45.0,
+    once_training: bool = False,
+    more: int = 10,
 ) -> Ordeal:
-    """Kills a run so many times, then lets it make ten more steps; the run directory is `cwd/r`.
+    """Kills a run so many times, then lets it make some more steps; the run directory is `cwd/r`.
 
     Args:
         cwd: an empty directory.
@@ -67,6 +73,7 @@ def suffer(
         seed: of the moments and the victims.
         longest: seconds from the start of a life, or from the last kill, within which the next one comes.
         once_training: seconds are counted from the first step of a life.
+        more: steps behind the newest checkpoint that the last life makes.
     """
     rng, found, started = np.random.default_rng(seed), Ordeal(), time.monotonic()
     while len(found.kills) < kills:
@@ -84,7 +91,7 @@ def suffer(
         finally:
             running.end()
     newest = newest_checkpoint(cwd / "r", "rl")
-    found.steps = (int(newest.name.removeprefix("step-")) if newest else 0) + 10
+    found.steps = (int(newest.name.removeprefix("step-")) if newest else 0) + more
     posttrain(*command(words, found.steps), cwd=cwd)
     found.lives += 1
     verified = audit(cwd / "r")

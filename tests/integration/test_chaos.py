@@ -11,7 +11,7 @@ def test_a_killed_synchronous_run_trains_on_the_same_draws_and_tokens_to_the_sam
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     broken.mkdir()
     whole.mkdir()
-    found = suffer(broken, ["rl.max_staleness=0"], kills=3, seed=0, longest=2.0, once_training=True)
+    found = suffer(broken, ["rl.max_staleness=0"], kills=3, seed=0, longest=2.0, once_training=True, more=4)
     assert (len(found.kills), found.problems) == (3, ())
     assert found.lives > 1
     posttrain(*command(["rl.max_staleness=0"], found.steps), cwd=whole)

@@ -243,11 +243,11 @@ def test_a_graded_run_that_is_resumed_accounts_for_every_draw(tmp_path: Path) ->
             "rubric.criteria.style={judge: 'It is odd.'}",
             f"rubric.endpoint={{base_url: '{server.url}', model: m, retries: 0}}",
         ]  # fmt: skip
-        for steps, resume in ((4, []), (8, ["--resume", "auto"])):
+        for steps, resume in ((3, []), (6, ["--resume", "auto"])):
             posttrain("rl", "tiny", "--run", "r", *resume, *words, f"rl.steps={steps}", cwd=tmp_path)
             assert audit(tmp_path / "r").problems == ()
     rows = Ledger(tmp_path / "r/ledger.db", read_only=True).rows("voided_by IS NULL")
-    assert Counter(row.step for row in rows if row.step) == dict.fromkeys(range(1, 9), 6)
+    assert Counter(row.step for row in rows if row.step) == dict.fromkeys(range(1, 7), 6)
     assert {row.rollouts for row in rows if row.state == "trained"} == {8}
     rejected = {(row.reason, row.rollouts) for row in rows if row.state == "rejected"}
     assert {("none_solved", 4), ("judge", 0)} <= rejected <= {("all_solved", 4), ("none_solved", 4), ("judge", 0)}

@@ -14,7 +14,7 @@ from rollouts.recorder import read_shards
 from tests.integration.commands import SMALL, posttrain
 from tests.integration.reference import Rows, train
 
-STEPS = 20
+STEPS = 14
 BASE = resolve_model("tiny:base")
 
 

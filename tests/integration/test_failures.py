@@ -148,7 +148,7 @@ def test_a_run_that_is_not_finite_ends_with_one_line_and_keeps_its_checkpoint(tm
     (tmp_path / "huge.py").write_text(HUGE)
     words = [
         "rl", "tiny", "--run", "r", "reward=huge:reward", "rl.advantage=dr_grpo",
-        "generators.count=2", "rl.generators=2", "rl.prompts_per_step=4", "rl.quotas={math: 1}", "rl.max_staleness=0",
+        "generators.count=1", "rl.generators=1", "rl.prompts_per_step=4", "rl.quotas={math: 1}", "rl.max_staleness=0",
         "rl.group_size=4", "rl.sampling.max_tokens=48",
         "rl.eval_every=0", "rl.checkpoint_every=1",
     ]  # fmt: skip

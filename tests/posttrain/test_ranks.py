@@ -34,10 +34,8 @@ def train(rank: int, address: str, settings: dict[str, Any], folder: str, resume
         torch.save([dataclasses.asdict(step) for step in metrics], f"{folder}/metrics.pt")
 
 
-def run(
-    folder: Path, resume: Path | None = None, **trainer: Any
-) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """Parameters and metrics after the steps."""
+def run(folder: Path, resume: Path | None = None, **trainer: Any) -> None:
+    """So many ranks make the steps."""
     settings: dict[str, Any] = {
         "trainer": trainer, "kl_coef": 0.1, "learning_rate": 1e-3, "tokens_per_microbatch": 200,
         "adam_epsilon": 1e-6,  # at 1e-8 Adam makes whole updates of the rounding of gradients near zero
@@ -48,6 +46,10 @@ def run(
         train(0, *arguments)
     else:
         torch.multiprocessing.spawn(train, arguments, nprocs=ranks)
+
+
+def shown(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Parameters and metrics after the steps."""
     return load_file(folder / "published.safetensors"), torch.load(folder / "metrics.pt")
 
 
@@ -58,10 +60,23 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
-def test_two_ranks_give_the_parameters_of_one(tmp_path: Path, alone: Path, parallelism: str) -> None:
-    expected, steps = load_file(alone / "published.safetensors"), torch.load(alone / "metrics.pt")
-    parameters, metrics = run(tmp_path / "two", ranks=2, parallelism=parallelism)
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    run(folder, ranks=2, parallelism="fsdp")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def replicated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("replicated")
+    run(folder, ranks=2, parallelism="ddp")
+    return folder
+
+
+@pytest.mark.parametrize("two", ["replicated", "sharded"])
+def test_two_ranks_give_the_parameters_of_one(alone: Path, two: str, request: pytest.FixtureRequest) -> None:
+    (expected, steps), (parameters, metrics) = map(shown, (alone, request.getfixturevalue(two)))
     assert parameters.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(parameters[name], value, atol=1e-5, rtol=0)
@@ -72,13 +87,13 @@ def test_two_ranks_give_the_parameters_of_one(tmp_path: Path, alone: Path, paral
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3), key
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_with_one(tmp_path: Path, alone: Path) -> None:
-    run(tmp_path / "two", ranks=2, parallelism="fsdp")
-    saved, same = tmp_path / "two" / "checkpoint", alone / "checkpoint"
+def test_a_checkpoint_of_two_ranks_goes_on_with_one(tmp_path: Path, alone: Path, sharded: Path) -> None:
+    saved, same = sharded / "checkpoint", alone / "checkpoint"
     assert sorted(path.name for path in saved.iterdir()) == sorted(path.name for path in same.iterdir())
-    expected, _ = run(tmp_path / "one-one", alone)
-    parameters, _ = run(tmp_path / "two-one", tmp_path / "two")
-    others, _ = run(tmp_path / "one-two", alone, ranks=2, parallelism="fsdp")
+    run(tmp_path / "one-one", alone)
+    run(tmp_path / "two-one", sharded)
+    run(tmp_path / "one-two", alone, ranks=2, parallelism="fsdp")
+    (expected, _), (parameters, _), (others, _) = (shown(tmp_path / name) for name in ("one-one", "two-one", "one-two"))
     for name, value in expected.items():
         torch.testing.assert_close(parameters[name], value, atol=2e-5, rtol=0)
         torch.testing.assert_close(others[name], value, atol=2e-5, rtol=0)
