@@ -1,6 +1,7 @@
 """Several ranks (gloo, on the CPU) train as one does, and any number of them goes on from a checkpoint."""
 
 import dataclasses
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,67 +17,75 @@ from tests.posttrain.test_trainer import BASE, config_of, groups
 STEPS = 3
 
 
-def train(rank: int, address: str, settings: dict[str, Any], folder: str, resume: str | None) -> None:
-    """One rank: some steps, then what it has to show, written by rank 0."""
+@dataclass(frozen=True)
+class Job:
+    """Some steps, from a checkpoint or the base; `folder` gets what there is to show of them."""
+
+    folder: Path
+    trainer: dict[str, Any]
+    resume: Path | None = None
+    address: str = field(default_factory=free_address)
+
+    def run(self, rank: int = 0) -> None:
+        """One rank's part."""
+        settings: dict[str, Any] = {
+            "trainer": self.trainer, "kl_coef": 0.1, "learning_rate": 1e-3, "tokens_per_microbatch": 200,
+            "adam_epsilon": 1e-6,  # at 1e-8 Adam makes whole updates of the rounding of gradients near zero
+        }  # fmt: skip
+        start = BASE if self.resume is None else str(self.resume / "checkpoint")
+        trainer = PolicyTrainer(start, BASE, config_of(**settings), rank, self.address)
+        if self.resume is not None:
+            trainer.load_optimizer(start, STEPS)
+        metrics = [trainer.train_step(*groups()) for _ in range(STEPS)]
+        self.folder.mkdir(exist_ok=True)
+        trainer.publish(f"{self.folder}/published.safetensors")
+        if rank == 0:
+            (self.folder / "checkpoint").mkdir()
+        if self.trainer:
+            torch.distributed.barrier()
+        trainer.save(f"{self.folder}/checkpoint")
+        if rank == 0:
+            torch.save([dataclasses.asdict(step) for step in metrics], f"{self.folder}/metrics.pt")
+        if self.trainer:
+            torch.distributed.destroy_process_group()
+
+    def shown(self) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+        """Parameters and metrics after the steps."""
+        return load_file(self.folder / "published.safetensors"), torch.load(self.folder / "metrics.pt")
+
+
+def run_all(rank: int, jobs: list[Job]) -> None:
+    """One rank's part of several jobs: a process takes longer to start than a job to run."""
     torch.set_num_threads(1)
-    trainer = PolicyTrainer(resume or BASE, BASE, config_of(**settings), rank, address)
-    if resume is not None:
-        trainer.load_optimizer(resume, STEPS)
-    metrics = [trainer.train_step(*groups()) for _ in range(STEPS)]
-    Path(folder).mkdir(exist_ok=True)
-    trainer.publish(f"{folder}/published.safetensors")
-    if rank == 0:
-        Path(f"{folder}/checkpoint").mkdir()
-    if settings["trainer"].get("ranks", 1) > 1:
-        torch.distributed.barrier()
-    trainer.save(f"{folder}/checkpoint")
-    if rank == 0:
-        torch.save([dataclasses.asdict(step) for step in metrics], f"{folder}/metrics.pt")
-
-
-def run(folder: Path, resume: Path | None = None, **trainer: Any) -> None:
-    """So many ranks make the steps."""
-    settings: dict[str, Any] = {
-        "trainer": trainer, "kl_coef": 0.1, "learning_rate": 1e-3, "tokens_per_microbatch": 200,
-        "adam_epsilon": 1e-6,  # at 1e-8 Adam makes whole updates of the rounding of gradients near zero
-    }  # fmt: skip
-    ranks, checkpoint = trainer.get("ranks", 1), str(resume / "checkpoint") if resume else None
-    arguments = (free_address(), settings, str(folder), checkpoint)
-    if ranks == 1:
-        train(0, *arguments)
-    else:
-        torch.multiprocessing.spawn(train, arguments, nprocs=ranks)
-
-
-def shown(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """Parameters and metrics after the steps."""
-    return load_file(folder / "published.safetensors"), torch.load(folder / "metrics.pt")
+    for job in jobs:
+        job.run(rank)
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("alone")
-    run(folder)
-    return folder
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    job = Job(tmp_path_factory.mktemp("alone"), {})
+    job.run()
+    return job
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sharded")
-    run(folder, ranks=2, parallelism="fsdp")
-    return folder
+def pairs(tmp_path_factory: pytest.TempPathFactory, alone: Job) -> dict[str, Job]:
+    """What two ranks make of it."""
+    folder = tmp_path_factory.mktemp("pairs")
+    ddp, fsdp = ({"ranks": 2, "parallelism": name} for name in ("ddp", "fsdp"))
+    jobs = {
+        "ddp": Job(folder / "ddp", ddp),
+        "fsdp": Job(folder / "fsdp", fsdp),
+        "goes on": Job(folder / "on", fsdp, alone.folder),
+    }
+    torch.multiprocessing.spawn(run_all, (list(jobs.values()),), nprocs=2)
+    return jobs
 
 
-@pytest.fixture(scope="module")
-def replicated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("replicated")
-    run(folder, ranks=2, parallelism="ddp")
-    return folder
-
-
-@pytest.mark.parametrize("two", ["replicated", "sharded"])
-def test_two_ranks_give_the_parameters_of_one(alone: Path, two: str, request: pytest.FixtureRequest) -> None:
-    (expected, steps), (parameters, metrics) = map(shown, (alone, request.getfixturevalue(two)))
+@pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
+def test_two_ranks_give_the_parameters_of_one(alone: Job, pairs: dict[str, Job], parallelism: str) -> None:
+    expected, steps = alone.shown()
+    parameters, metrics = pairs[parallelism].shown()
     assert parameters.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(parameters[name], value, atol=1e-5, rtol=0)
@@ -87,13 +96,14 @@ def test_two_ranks_give_the_parameters_of_one(alone: Path, two: str, request: py
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3), key
 
 
-def test_a_checkpoint_of_two_ranks_goes_on_with_one(tmp_path: Path, alone: Path, sharded: Path) -> None:
-    saved, same = sharded / "checkpoint", alone / "checkpoint"
+def test_a_checkpoint_goes_on_with_more_ranks_or_fewer(tmp_path: Path, alone: Job, pairs: dict[str, Job]) -> None:
+    saved, same = pairs["fsdp"].folder / "checkpoint", alone.folder / "checkpoint"
     assert sorted(path.name for path in saved.iterdir()) == sorted(path.name for path in same.iterdir())
-    run(tmp_path / "one-one", alone)
-    run(tmp_path / "two-one", sharded)
-    run(tmp_path / "one-two", alone, ranks=2, parallelism="fsdp")
-    (expected, _), (parameters, _), (others, _) = (shown(tmp_path / name) for name in ("one-one", "two-one", "one-two"))
-    for name, value in expected.items():
-        torch.testing.assert_close(parameters[name], value, atol=2e-5, rtol=0)
-        torch.testing.assert_close(others[name], value, atol=2e-5, rtol=0)
+    one, fewer = Job(tmp_path / "one", {}, alone.folder), Job(tmp_path / "fewer", {}, pairs["fsdp"].folder)
+    one.run()
+    fewer.run()
+    expected, _ = one.shown()
+    for job in (fewer, pairs["goes on"]):
+        parameters, _ = job.shown()
+        for name, value in expected.items():
+            torch.testing.assert_close(parameters[name], value, atol=2e-5, rtol=0)
