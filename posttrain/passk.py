@@ -330,8 +330,10 @@ def observe_scan(sampler: PromptSampler, found: Mapping[str, tuple[int, int]], g
 
     Groups have the size of RL's own, and outcomes are in random order: which of the samples solved is not known.
     """
+    if not found:
+        return
     rng = np.random.default_rng(0)
-    for row, prompt in enumerate(sampler.prompts if found else ()):
+    for row, prompt in enumerate(sampler.prompts):
         samples, solved = found.get(prompt.prompt_id, (0, 0))
         outcomes = rng.permutation(np.arange(samples) < solved).tolist()
         for start in range(0, samples, group_size):

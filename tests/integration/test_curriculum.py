@@ -46,8 +46,7 @@ def test_a_scan_has_a_row_for_each_prompt(scanned: Ended, cwd: Path) -> None:
     assert sum(part["prompts"] for part in summary["capabilities"].values()) == 90
     assert 360 < summary["tokens_generated"] < 360 * 48
     assert 0 < summary["seconds"] < 600
-    said = f"4 samples of each prompt, {summary['tokens_generated']:,} tokens in {summary['seconds']:.0f} s, by "
-    assert said in scanned.err
+    assert f"4 samples of each prompt, {summary['tokens_generated']:,} tokens in " in scanned.err
     for word in ("passk: 360 of 360 sample", "pass@4", *BUCKETS, "tiny/world/base"):
         assert word in scanned.err
 
