@@ -199,7 +199,8 @@ def test_a_million_rows_are_never_held(selection: str) -> None:
     most = 0
     for version in range(30):
         draw(one, range(version, version + 1), ("math", "code"), each=64)
-        most = max(most, sum(type(each) is Prompt for each in gc.get_objects()) - before)
+        if version % 5 == 4:
+            most = max(most, sum(type(each) is Prompt for each in gc.get_objects()) - before)
     assert 384 <= most <= 512
     assert len(one.prompts) == 384
     assert 512 <= len(read) <= 512 + 30 * 64  # no further than was drawn
