@@ -265,20 +265,25 @@ def _start() -> None:
     """Starts Ray on this machine.
 
     Raises:
-        UserError: it is not there within its limit, of 30 seconds, as where other work takes all cores.
+        UserError: twice it is not there within its limit, of 30 seconds, as where other work takes all cores.
     """
-    try:
-        ray.init(
-            address="local",
-            log_to_driver=False,
-            logging_level="ERROR",
-            include_dashboard=False,
-            object_store_memory=512 * 2**20,
-        )
-    except Exception as error:  # that class itself, for what fails in a start
-        why = first_line(error).rstrip(".")
-        hint = "see whether other work takes all cores or memory, or the disk of /tmp is full, and start again"
-        raise UserError(f"Ray does not start on this machine: {why}; {hint}") from error
+    for last in (False, True):
+        try:
+            ray.init(
+                address="local",
+                log_to_driver=False,
+                logging_level="ERROR",
+                include_dashboard=False,
+                object_store_memory=512 * 2**20,
+            )
+        except Exception as error:  # that class itself, for what fails in a start
+            why = first_line(error).rstrip(".")
+            if last:
+                hint = "see whether other work takes all cores or memory, or the disk of /tmp is full, and start again"
+                raise UserError(f"Ray does not start on this machine: {why}; {hint}") from error
+            say(f"Ray did not start: {why}; trying once more")
+        else:
+            return
 
 
 def _attach(address: str) -> None:

@@ -8,12 +8,28 @@ from posttrain.config import load_config
 from rollouts.errors import UserError
 
 
-def test_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fails(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What starts of Ray fail with, one after the other; they succeed when none is left."""
+    left: list[str] = []
+
     def init(**options: object) -> None:
-        raise Exception("The current node timed out during startup.\nThis could happen …")
+        if left:
+            raise Exception(left.pop())
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
+    return left
+
+
+def test_ray_that_does_not_start_is_tried_again(fails: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    fails.append("The node timed out.\nThis could happen …")
+    Cluster(load_config("tiny"))._connect()
+    assert capsys.readouterr().err == "Ray did not start: The node timed out; trying once more\n"
+
+
+def test_ray_that_does_not_start_is_one_line(fails: list[str]) -> None:
+    fails += ["The current node timed out during startup.\nThis could happen …"] * 2
     with Cluster(load_config("tiny")) as cluster, pytest.raises(UserError) as caught:
         cluster.pool("tiny:base")
     assert str(caught.value).startswith("Ray does not start on this machine: The current node")
