@@ -141,8 +141,8 @@ class PromptSampler:
             self._renew(self.window, drawn)
 
     def review(self) -> None:
-        """Puts prompts where they belong by all that is known by now: when the first ones of a scan were entered,
-        little was known of their kinds. Before the first draw.
+        """Puts prompts where they belong by all that is known by now, while none is in flight: when the first ones of a
+        scan were entered, little was known of their kinds.
         """
         seen = np.flatnonzero(self.stats.attempts_P)
         self.selection.observed(seen)
@@ -194,10 +194,8 @@ class PromptSampler:
             self.selection.restore(columns, saved["version"])
             self.selection.restore_ahead(ahead[ahead != NONE].tolist())
         else:  # its columns mean something else
-            seen = np.flatnonzero(self._stats.attempts_P)
             self.selection.advance(saved["version"])
-            self.selection.observed(seen)
-            self.selection.put(seen.tolist())
+            self.review()
         for row, outcomes, version in saved.get("finished", ()):
             if now[row] != NONE:
                 self.hold(int(now[row]))

@@ -26,7 +26,7 @@ from rollouts.types import Prompt
 DECAYS = (0.9995,)
 """Shares of the evidence left after one policy version. Where the policy changes faster, prompts have moved; faster
 decays, beside this one or in its place, made the intervals too wide."""
-STAYS = 0.8
+STAYS = 0.75
 """How much is given at first to the beliefs that evidence lasts; the rest to the one that the prompt has moved, which
 knows nothing of what prompts move to yet. Half and half would draw again whatever was all or nothing in its first
 group, or in a scan."""

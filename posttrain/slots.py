@@ -32,7 +32,7 @@ class Draw:
 
     @property
     def domain(self) -> str:
-        """The prompt's."""
+        """The prompt's, by which slots are kept."""
         return self.prompt.domain
 
 

@@ -50,11 +50,10 @@ START = Setting(16, 1e-4)
 SWEEP_SEED = 100
 EVALUATIONS = 12
 GROUPS = {
-    "skewed": {"uniform": 3840, "dynamic_sampling": 384, "pools": 1152, "signal": 768},
+    "skewed": {"uniform": 3840, "dynamic_sampling": 384, "pools": 1152, "signal": 1152},
     "tiny": dict.fromkeys(ARMS, 960),
 }
-"""Groups that each arm trains on, about; on the skewed set `uniform` and `dynamic_sampling` draw equally many, and
-`signal` generates about half as many tokens, its scan included."""
+"""Groups that each arm trains on, about; on the skewed set `uniform` and `dynamic_sampling` draw equally many."""
 SCANS = {("skewed", "signal"): 4}
 """World and arm that start from a scan → samples of each prompt."""
 TARGETS = {"uniform": 0.4, "dynamic_sampling": 0.45, "pools": 0.8}

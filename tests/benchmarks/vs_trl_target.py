@@ -43,7 +43,7 @@ from tests.benchmarks.vs_trl import TRL, drawn
 GRID, START = Grid((8, 16, 32)), Setting(16, 1e-4)
 """Of the sweeps."""
 SWEEP_SEED = 100
-GROUPS = {"trl": 1920, "ours": 768}
+GROUPS = {"trl": 1920, "ours": 1152}
 """That each side trains on."""
 SCAN_SAMPLES = 4
 CHECKPOINTS = 12
