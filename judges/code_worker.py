@@ -113,7 +113,7 @@ class CodeWorker:
         verdict = json.loads(answer["lines"][0])
         if verdict["broken"]:
             raise DataError(str(verdict["reason"]))
-        return "" if verdict["passed"] else str(verdict["reason"]) or "the tests fail"
+        return "" if verdict["passed"] else _printable(verdict["reason"]) or "the tests fail"
 
     def close(self) -> None:
         """Stop the processes; the next check starts another."""
@@ -181,6 +181,11 @@ def _started(words: Sequence[str]) -> WorkerProcess:
 def _result(line: str) -> Result:
     try:
         row = json.loads(line)
-        return Result(None, str(row["error"])) if "error" in row else Result(row["output"])
+        return Result(None, _printable(row["error"])) if "error" in row else Result(row["output"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return Result(None, "output is not plain data")
+
+
+def _printable(reason: Any) -> str:
+    """A reason is the program's words: halves of surrogates, which JSON can hold and no file, become question marks."""
+    return str(reason).encode(errors="replace").decode()

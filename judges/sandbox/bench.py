@@ -11,17 +11,22 @@ import builtins
 import importlib
 import inspect
 import io
+import keyword
 import sys
 import types
 import unittest
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from judges.sandbox.peer import Peer, PeerGoneError
+from judges.sandbox.peer import NotPlainError, Peer, PeerGoneError
 from judges.sandbox.program import OPERATORS_OF_TWO, describe
 from judges.sandbox.source import MODULE, Source
 
 ENDS_A_LOOP = (StopIteration, StopAsyncIteration, GeneratorExit)
+HARMLESS = sys.stdlib_module_names - {"__main__", "antigravity", "idlelib", "lib2to3", "test", "this", "turtledemo"}
+"""Modules that tests may have because a program imported them. A program names a module as it likes, and importing one
+runs it: `unittest.__main__` would run files that the program has written.
+"""
 
 
 class ProgramObject:
@@ -32,9 +37,13 @@ class ProgramObject:
         object.__setattr__(self, "_number", number)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name not in ("__name__", "__doc__"):
+        if name.startswith("__") and name != "__name__":
             raise AttributeError(name)
         return self._peer.ask("getattr", self, name)
+
+    @property
+    def __doc__(self) -> Any:  # type: ignore[override]  # else that of this class
+        return self._peer.ask("getattr", self, "__doc__")
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._peer.ask("setattr", self, name, value)
@@ -115,6 +124,7 @@ class Bench:
     def __init__(self, connection: int) -> None:
         self._functions: list[Any] = []
         self._exceptions: dict[str, type[Exception]] = {}
+        self._objects: dict[int, ProgramObject] = {}  # by their numbers, so that `is` means what it does over there
         self._peer = Peer(connection, self._serve, self._export, self._find, self._failure)
 
     def _serve(self, operation: str, arguments: list[Any], named: dict[str, Any]) -> Any:
@@ -130,12 +140,12 @@ class Bench:
         if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType | type):
             self._functions.append(value)
             return ["theirs", len(self._functions) - 1]
-        raise TypeError(f"a test cannot give the program an object of {type(value).__name__}")
+        raise NotPlainError(f"a test cannot give the program an object of {type(value).__name__}")
 
     def _find(self, content: Any) -> Any:
         if type(content) is not int:
             raise ValueError("not the number of an object")
-        return ProgramObject(self._peer, content)
+        return self._objects.setdefault(content, ProgramObject(self._peer, content))
 
     def _failure(self, names: list[str], text: str) -> Exception:
         """The nearest exception that is known here; never one by which a program could end a test's loop."""
@@ -159,9 +169,11 @@ class Bench:
         """
         found: dict[str, Any] = {}
         for name, (kind, *content) in self._peer.ask("start").items():
+            if not _can_be_named(name):
+                continue
             if kind == "module":
                 try:
-                    found[name] = importlib.import_module(str(content[0]))
+                    found[name] = _module(str(content[0]))
                 except ImportError:
                     continue
             elif kind == "exception":
@@ -206,13 +218,33 @@ class Bench:
                 where = f"test {index + 1} of {len(codes)}: " if single else ""
                 exec(code, namespace)
             where = ""
-            return (*_collected(namespace, shown), False)
-        except PeerGoneError:
-            return False, f"{where}the program ended its process", False
-        except ModuleNotFoundError as error:
-            return False, f"tests: {describe(error)}", error.name not in (None, MODULE)
+            verdict = _collected(namespace, shown)
+            return (False, f"tests: {self._peer.not_plain}", True) if self._peer.not_plain else verdict
         except BaseException as error:  # noqa: BLE001  # a test that raises anything has failed
-            return False, where + (describe(error) + _line_of(error)), False
+            if self._peer.not_plain:
+                return False, f"tests: {self._peer.not_plain}", True
+            return _failed(error, where)
+
+
+def _can_be_named(name: object) -> bool:
+    """Whether a program's name may be one in the tests: no `__builtins__`, with which it would say what `abs` is."""
+    return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("__")
+
+
+def _module(name: str) -> types.ModuleType:
+    """One of Python's own; raises ImportError for others."""
+    if name not in HARMLESS and not (name in sys.modules and name.partition(".")[0] in HARMLESS):
+        raise ImportError(name)
+    return importlib.import_module(name)
+
+
+def _failed(error: BaseException, where: str) -> tuple[bool, str, bool]:
+    """The verdict where tests raised: see `Bench.run`."""
+    if isinstance(error, PeerGoneError):
+        return False, f"{where}the program ended its process", False
+    if isinstance(error, ModuleNotFoundError):
+        return False, f"tests: {describe(error)}", error.name not in (None, MODULE)
+    return False, where + (describe(error) + _line_of(error)), False
 
 
 def _line_of(error: BaseException) -> str:
@@ -238,8 +270,8 @@ def _shown(names: dict[str, Any], source: Source) -> dict[str, Any]:
     return {name: value for name, value in names.items() if name not in vars(builtins)}
 
 
-def _collected(namespace: dict[str, Any], shown: dict[str, Any]) -> tuple[bool, str]:
-    """Runs what the tests define but do not call, whatever the program calls the same."""
+def _collected(namespace: dict[str, Any], shown: dict[str, Any]) -> tuple[bool, str, bool]:
+    """Runs what the tests define but do not call, whatever the program calls the same; the verdict, see `Bench.run`."""
     own = {name: value for name, value in namespace.items() if name not in shown or value is not shown[name]}
     for name, value in own.items():
         if name.startswith("test") and isinstance(value, types.FunctionType) and not _needs_arguments(value):
@@ -248,8 +280,11 @@ def _collected(namespace: dict[str, Any], shown: dict[str, Any]) -> tuple[bool, 
     loader = unittest.defaultTestLoader
     suite = unittest.TestSuite(loader.loadTestsFromTestCase(case) for case in cases)
     result = unittest.TextTestRunner(io.StringIO()).run(suite)
-    bad = [*result.failures, *result.errors]
-    return not bad, f"{bad[0][0].id()}: {bad[0][1].strip().splitlines()[-1][:200]}" if bad else ""
+    if 0 < result.testsRun == len(result.skipped):
+        return False, f"tests: all are skipped: {result.skipped[0][1]:.150}", True
+    bad = [(case.id(), text.strip().splitlines()[-1][:200]) for case, text in [*result.failures, *result.errors]]
+    bad += [(case.id(), "was expected to fail") for case in result.unexpectedSuccesses]
+    return not bad, ": ".join(bad[0]) if bad else "", False
 
 
 def _needs_arguments(function: types.FunctionType) -> bool:

@@ -24,8 +24,10 @@ import os
 import resource
 import select
 import signal
+import site
 import socket
 import sys
+import sysconfig
 import time
 import types
 from collections.abc import Callable, Mapping
@@ -33,7 +35,7 @@ from typing import Any, NoReturn
 
 from judges.sandbox import confinement, namespaces, seccomp
 from judges.sandbox.bench import Bench
-from judges.sandbox.program import as_function, call, describe, is_script, parse, run_script, serve_tests
+from judges.sandbox.program import acts, as_function, call, describe, is_script, parse, run_script, serve_tests
 
 MAX_BYTES = 1_000_000
 """Of what one check writes."""
@@ -232,7 +234,8 @@ def answer(request: dict[str, Any], pipe: int) -> dict[str, Any]:
     signal.setitimer(signal.ITIMER_PROF, request["cpu_seconds"])
     try:
         tree = parse(request["program"])
-        script = "stdins" in request and is_script(tree)
+        unread = not any(request.get("stdins", [""]))  # nothing to call a function with
+        script = "stdins" in request and (is_script(tree) or (unread and acts(tree)))
         whole = script or "tests" in request
         code, name = (compile(tree, "<program>", "exec"), "") if whole else as_function(tree)
     except Exception as error:  # noqa: BLE001  # parsing what a model wrote may raise nearly anything
@@ -302,6 +305,9 @@ def main(parent: int, pipe: int, *words: str) -> None:
     sys.dont_write_bytecode = True
     for name in USUAL:
         importlib.import_module(name)
+    site.setquit()  # `exit()` and `quit()`, which programs know from scripts; without site (-S) there are none
+    library = sysconfig.get_paths()["stdlib"]
+    sys.path[:] = [path for path in sys.path if path.startswith(library)]  # never where a program can write
     without = [word.partition("=")[2] for word in words if word.startswith("without=")]
     if os.getppid() != parent:
         return

@@ -20,6 +20,10 @@ class PeerGoneError(Exception):
     """The other process ended, or says what no process says that keeps to this."""
 
 
+class NotPlainError(TypeError):
+    """An object that has no place on the other side."""
+
+
 class Peer:
     """One end of the socket."""
 
@@ -48,15 +52,23 @@ class Peer:
             failure,
         )
         self._buffer = bytearray()
+        self.not_plain = ""
+        """What this side asked with and could not, if so: whoever caught the error would not know."""
 
     def ask(self, operation: str, *arguments: Any, **named: Any) -> Any:
         """The other side's result. Lists, dicts and sets among the arguments change as they did over there.
 
         Raises:
+            NotPlainError: an argument cannot be passed.
             PeerGoneError: the other side ended.
             Exception: what it raised.
         """
-        self._send(["ask", operation, encode(list(arguments), self._export), encode(named, self._export)])
+        try:
+            given = [encode(list(arguments), self._export), encode(named, self._export)]
+        except NotPlainError as error:
+            self.not_plain = str(error)
+            raise
+        self._send(["ask", operation, *given])
         while True:
             message = self._receive()
             if message[0] == "ask":
@@ -64,8 +76,8 @@ class Peer:
             elif message[0] == "raised":
                 raise self._failure([str(name) for name in message[1]], str(message[2]))
             else:
-                for index, data in message[2]:
-                    _update(arguments[index], decode(data, self._find))
+                for place, data in message[2]:
+                    _update(named[place] if isinstance(place, str) else arguments[place], decode(data, self._find))
                 return decode(message[1], self._find)
 
     def serve(self) -> None:
@@ -80,18 +92,22 @@ class Peer:
     def _answer(self, operation: str, arguments: Any, named: Any) -> None:
         try:
             values, words = decode(arguments, self._find), decode(named, self._find)
-            before = [json.dumps(each) for each in arguments[1]]
+            places = {**dict(enumerate(values)), **words}
+            before = {place: self._text_of(value) for place, value in places.items() if type(value) in MUTABLE}
             result = encode(self._serve(operation, values, words), self._export)
             changed = [
-                (index, now)
-                for index, (value, then) in enumerate(zip(values, before, strict=True))
-                if type(value) in MUTABLE and json.dumps(now := encode(value, self._export)) != then
+                (place, encode(places[place], self._export))
+                for place, then in before.items()
+                if self._text_of(places[place]) != then
             ]
             self._send(["done", result, changed])
         except PeerGoneError:
             raise
         except BaseException as error:  # noqa: BLE001  # whatever it is, it is for the other side
             self._send(["raised", [kind.__name__ for kind in type(error).__mro__], _text(error)])
+
+    def _text_of(self, value: Any) -> str:
+        return json.dumps(encode(value, self._export))
 
     def _send(self, message: Any) -> None:
         data = json.dumps(message).encode() + b"\n"

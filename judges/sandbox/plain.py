@@ -7,9 +7,12 @@ list whose `==` says yes to everything arrives as a list like any other.
 from __future__ import annotations
 
 import collections
+import datetime as dt
 import decimal
 import fractions
-from collections.abc import Callable
+import functools
+import uuid
+from collections.abc import Callable, Sequence
 from typing import Any
 
 MAX_DIGITS = 4000
@@ -21,7 +24,8 @@ ITEMS: dict[type, Callable[[Any], Any]] = {
     collections.deque: collections.deque.__iter__,
 }  # fmt: skip
 SEQUENCES = {kind.__name__: kind for kind in ITEMS}
-OF_TEXT = {kind.__name__: kind for kind in (complex, decimal.Decimal, fractions.Fraction)}
+OF_TEXT = {kind.__name__: kind for kind in (complex, decimal.Decimal, fractions.Fraction, uuid.UUID)}
+OF_TIME = {kind.__name__: kind for kind in (dt.date, dt.time, dt.datetime)}
 Export = Callable[[Any], Any]
 """Gives what stands for an object that is not plain, or raises TypeError."""
 
@@ -43,7 +47,12 @@ def encode(value: Any, export: Export) -> Any:
         return [encode(item, export) for item in items]
 
     if isinstance(value, dict):
-        return ["dict", [[encode(key, export), encode(item, export)] for key, item in dict.items(value)]]
+        return [
+            "Counter" if type(value) is collections.Counter else "dict",
+            [[encode(key, export), encode(item, export)] for key, item in dict.items(value)],
+        ]
+    if type(value).__bases__ == (tuple,) and isinstance(getattr(value, "_fields", None), tuple):
+        return ["namedtuple", [type(value).__name__, list(map(str, value._fields)), all_of(tuple.__iter__(value))]]
     for kind, items in ITEMS.items():
         if isinstance(value, kind):
             return [kind.__name__, all_of(items(value))]
@@ -51,6 +60,10 @@ def encode(value: Any, export: Export) -> Any:
         return [bytes.__name__ if isinstance(value, bytes) else "bytearray", bytes(value).hex()]
     if type(value) in OF_TEXT.values():
         return [type(value).__name__, str(value)]
+    if type(value) in OF_TIME.values():
+        return [type(value).__name__, value.isoformat()]
+    if type(value) is dt.timedelta:
+        return ["timedelta", [value.days, value.seconds, value.microseconds]]
     if type(value) is range:
         return ["range", [value.start, value.stop, value.step]]
     return ["object", export(value)]
@@ -75,15 +88,28 @@ def decode(data: Any, find: Callable[[Any], Any]) -> Any:
         kind, content = data
         if kind == "object":
             return find(content)
-        if kind == "dict":
-            return {decode(key, find): decode(value, find) for key, value in content}
+        if kind in ("dict", "Counter"):
+            found = {decode(key, find): decode(value, find) for key, value in content}
+            return found if kind == "dict" else collections.Counter(found)
+        if kind == "namedtuple":
+            name, fields, items = content
+            return _named_tuple(str(name), tuple(fields))(*(decode(item, find) for item in items))
         if kind in ("bytes", "bytearray"):
             data = bytes.fromhex(content)
             return data if kind == "bytes" else bytearray(data)
         if kind == "range":
             return range(*content)
+        if kind == "timedelta":
+            return dt.timedelta(*content)
+        if kind in OF_TIME:
+            return OF_TIME[kind].fromisoformat(content)
         if kind in OF_TEXT:
             return OF_TEXT[kind](content)
         return SEQUENCES[kind](decode(item, find) for item in content)
     except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"not plain data: {error!r:.100}") from None
+
+
+@functools.cache
+def _named_tuple(name: str, fields: Sequence[str]) -> type[tuple[Any, ...]]:
+    return collections.namedtuple(name, fields)  # which takes nothing but names

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import json
 import operator
 import os
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -35,13 +37,22 @@ def is_script(tree: ast.Module) -> bool:
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
-    if names & set(LEADING_IN):
+    if names & set(LEADING_IN) - {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}:
         return True
     try:
         as_function(tree)
     except SyntaxError:
         return True
     return "x" not in names and not any(isinstance(node, ast.FunctionDef | ast.Return) for node in ast.walk(tree))
+
+
+def acts(tree: ast.Module) -> bool:
+    """Whether the program does something when it is run, beside defining what can be called."""
+    passive = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+    active = [node for node in tree.body if not isinstance(node, passive)]
+    return len(active) < len(tree.body) and any(
+        isinstance(node, ast.Call | ast.For | ast.While) for part in active for node in ast.walk(part)
+    )
 
 
 def as_function(tree: ast.Module) -> tuple[types.CodeType, str]:
@@ -97,6 +108,10 @@ def run_script(code: types.CodeType) -> str:
         except SystemExit as end:
             if end.code not in (None, 0):
                 return failure(f"exit status {end.code!r:.40}")
+        for thread in threading.enumerate():  # as the interpreter does before it ends
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        atexit._run_exitfuncs()
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001  # the program's
         return failure(describe(error))
@@ -107,10 +122,13 @@ def serve_tests(code: types.CodeType, connection: int) -> None:
     """Runs the program and then does with its objects what the tests ask for."""
     namespace: dict[str, Any] = {"__name__": "solution"}
     objects: list[Any] = []
+    numbers: dict[int, int] = {}  # by `id`, which stays that of the object as long as we have it
 
     def export(value: Any) -> int:
-        objects.append(value)
-        return len(objects) - 1
+        if id(value) not in numbers:
+            numbers[id(value)] = len(objects)
+            objects.append(value)
+        return numbers[id(value)]
 
     def find(content: Any) -> Any:
         """An object of ours by its number, or a function of the tests, `["theirs", number]`."""
@@ -162,6 +180,7 @@ def failure(reason: str) -> str:
 def describe(error: BaseException) -> str:
     """`ZeroDivisionError: division by zero`, cut to a line of 200 characters."""
     try:
-        return f"{type(error).__name__}: {error}".partition("\n")[0][:200].removesuffix(": ")
+        text = f"{type(error).__name__}: {error}".partition("\n")[0][:200].removesuffix(": ")
+        return text.encode(errors="replace").decode()  # half a surrogate could not be written anywhere
     except BaseException:  # noqa: BLE001  # its text is the program's, too
         return type(error).__name__

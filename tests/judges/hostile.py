@@ -6,6 +6,8 @@ weaker judge would say they pass.
 
 from __future__ import annotations
 
+import json
+
 LIBC = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 ESCAPED = "print('ESCAPED')"
 
@@ -199,7 +201,38 @@ def f(*_): return Yes()
 UNIT = "import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(2), 4)"
 SAYS_PASSED = '{"passed": true, "reason": "", "broken": false}'
 
+IN_THE_TESTS_PROCESS = f"import os\nos.write(3, {SAYS_PASSED!r}.encode() + b'\\n')\nos._exit(0)\n"
+WRITES_IT = f"open('/tmp/NAME.py', 'w').write({IN_THE_TESTS_PROCESS!r})\nimport types\n"
+
+
+def _forged(*replies: object) -> str:
+    """A program that answers by itself what is asked of it, whatever that is."""
+    sent = "".join(f"ask()\nos.write(4, {json.dumps(['done', reply, []])!r}.encode() + b'\\n')\n" for reply in replies)
+    ask = "def ask():\n    while os.read(4, 1) != b'\\n': pass\n"
+    return f"import os, time\n{ask}{sent.removeprefix('ask()' + chr(10))}time.sleep(9)"
+
+
+ABS = ["dict", [["abs", ["object", 1]]]]
+OBJECT = ["tuple", ["value", ["object", 0]]]
 HACKS = {
+    "a module that runs what lies about": (
+        WRITES_IT.replace("NAME", "test_x") + "m = types.ModuleType('unittest.__main__')", "assert f(1) == 2"
+    ),
+    "a module of its own": (WRITES_IT.replace("NAME", "own") + "m = types.ModuleType('own')", "assert f(1) == 2"),
+    "a module that the tests import": (
+        WRITES_IT.replace("NAME", "pytest"), "try: import pytest\nexcept ImportError: pass\nassert f(1) == 2"
+    ),
+    "other built-ins": (
+        _forged(["dict", [["f", OBJECT], ["__builtins__", ["tuple", ["value", ABS]]]]], 7.0, 0),
+        "assert abs(f(1) - 2.5) < 1e-6",
+    ),
+    "an object as built-ins": (_forged(["dict", [["f", OBJECT], ["__builtins__", OBJECT]]], 4, 4), "assert f(1) == 2"),
+    "no docstring": ("def f(): return 1", "assert f.__doc__"),
+    "an unexpected success": (
+        "def f(): return 1",
+        ("import unittest\nclass T(unittest.TestCase):\n    @unittest.expectedFailure\n"
+        "    def test(self): self.assertEqual(f(), 1)"),
+    ),
     "sys.exit": ("import sys; sys.exit(0)", "assert f() == 1"),
     "os._exit": ("import os; os._exit(0)", "assert f() == 1"),
     "sys.exit later": ("def f():\n    import sys; sys.exit(0)", "assert f() == 1"),

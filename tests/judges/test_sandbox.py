@@ -170,6 +170,26 @@ GOOD = {
         ("import unittest\nclass TestF:\n    def test(self):\n        assert f(1) == 1\n"
          "class TestAll(TestF, unittest.TestCase): pass\nif __name__ == '__main__': unittest.main()"),
     ),
+    "plain data with names": (
+        ("from collections import Counter, namedtuple\nfrom datetime import *\nimport uuid\n"
+        "P = namedtuple('P', 'x y')\ndef f(): return Counter('aab'), P(1, [2])\n"
+        "def g(): return date(2024, 2, 29), datetime(2024, 2, 29, 12), time(1), timedelta(1.5), uuid.UUID(int=5)"),
+        ("import datetime as d, uuid\ncounts, point = f()\nassert counts.most_common(1) == [('a', 2)]\n"
+        "assert point.y == [2] and point == (1, [2])\nassert g() == (d.date(2024, 2, 29), d.datetime(2024, 2, 29, 12), "
+        "d.time(1), d.timedelta(1.5), uuid.UUID(int=5))"),
+    ),
+    "the same object": (
+        "class S: pass\none = S()\ndef f(): return one\ndef g(): return S()",
+        "assert f() is f() and g() is not g() and one is f()",
+    ),
+    "in place, by keyword": ("def f(*, a): a.sort()", "a = [3, 1]\nf(a=a)\nassert a == [1, 3]"),
+    "a docstring": ("def f():\n    'Says it.'", "assert f.__doc__ == 'Says it.'"),
+    "a module that was not loaded": ("import colorsys\ndef f(): return 1", "assert colorsys.rgb_to_hsv and f() == 1"),
+    "a case that is skipped": (
+        "def f(): return 1",
+        ("import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(), 1)\n"
+         "    @unittest.skip('slow')\n    def test_more(self): self.assertEqual(f(), 2)"),
+    ),
     "files' flags and locks": (
         ("import fcntl, os\ndef f():\n    r, w = os.pipe()\n    os.dup(r)\n    os.set_inheritable(r, True)\n"
          "    fcntl.fcntl(r, fcntl.F_SETFL, fcntl.fcntl(r, fcntl.F_GETFL) | os.O_NONBLOCK)\n"
@@ -196,7 +216,19 @@ def test_single_statements_are_counted() -> None:
     assert WORKER.test("def f(x): return x", "\n".join(tests)) == "AssertionError (line 2 of the tests)"
 
 
-@pytest.mark.parametrize("tests", ["assert f( == 1", "import nothing_of_that_name\nassert f() == 1"])
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "assert f( == 1",
+        "import nothing_of_that_name\nassert f() == 1",
+        "class Node: pass\nassert f(Node()) == 1",
+        "with __import__('contextlib').suppress(TypeError): f(iter('abc'))\nassert f() == 1",
+        ("import unittest\nclass T(unittest.TestCase):\n"
+         "    def test(self):\n        with self.assertRaises(TypeError): f(object())"),
+        ("import unittest\n@unittest.skip('later')\nclass T(unittest.TestCase):\n"
+         "    def test(self): self.assertEqual(f(), 1)"),
+    ],
+)  # fmt: skip
 def test_tests_that_cannot_be_run_are_not_the_programs_fault(tests: str) -> None:
     with pytest.raises(DataError, match="tests: "):
         WORKER.test("def f(): return 1", tests)
@@ -241,6 +273,14 @@ def test_a_script_reads_and_writes() -> None:
     assert WORKER.run_script("x[::-1]", ["abc"]) == [Result("cba")]
     assert WORKER.run_script("def f(s): return s.upper()", ["abc"]) == [Result("ABC")]
     assert WORKER.run_script("def main():\n    print(input())\nmain()", ["abc"]) == [Result("abc\n")]
+    assert WORKER.run_script("def f(n):\n    return n + 1\nprint(f(1))", [""]) == [Result("2\n")]
+    assert WORKER.run_script("def f(input):\n    return input + '!'", ["abc"]) == [Result("abc!")]
+    assert WORKER.run_script("print(1)\nexit()", [""]) == [Result("1\n")]
+    assert WORKER.run_script("input()\nquit(2)", ["a\n"]) == [Result(None, "exit status 2")]
+    later = "import atexit, threading, time\natexit.register(lambda: print('end'))\n"
+    later += "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start()"
+    assert WORKER.run_script(later, [""]) == [Result("thread\nend\n")]
+    assert WORKER.run_script("raise ValueError(chr(0xD800))", [""]) == [Result(None, "ValueError: ?")]
     text = "é" * 100_000
     assert WORKER.run_script("print(len(input()))", [text]) == [Result("100000\n")]
 
