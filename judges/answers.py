@@ -8,12 +8,25 @@ has not obeyed.
 from __future__ import annotations
 
 import re
+from collections import deque
 from dataclasses import dataclass
 
 Format = tuple[str, str]
 
 # A sign counts unless it follows a letter, digit or bracket: then it is an operator (`x+1`) or a hyphen.
 NUMBER = re.compile(r"(?:(?<![\w)])[-+])?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+)")
+
+_DIGIT = re.compile(r"\d")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
+_TAG = re.compile(r"</?[A-Za-z][\w-]*>")
+_DISPLAYED = re.compile(r"\$([^$\n]{1,500})\$|\\\((.{1,500}?)\\\)|\\\[(.{1,500}?)\\\]", re.DOTALL)
+_CHOSEN = re.compile(r"[\W_]*([A-Za-z])(?:[^\w\s'][\W_]*|[^\w\s']\W*\s.*|\s*)", re.DOTALL)
+_ANNOUNCED = re.compile(
+    r"(?i:answer|choice|option|solution)(?i:\s+is|\s+would\s+be)?\s*[:=]?[\s(\[*_`\"]{0,9}([A-Z])(?![\w'])"
+)
+_ALONE = re.compile(r"[(\[]([A-Z])[)\]]|(?<![\w'])([B-HJ-Z])(?![\w'])")
+_SIDES = re.compile(r"=|≈|→|⇒|>>|\\approx(?![A-Za-z])")
+_OPERATORS = ("+", "-", "−", "*", "/", "^", "×", "·", "÷")
 
 
 @dataclass(frozen=True)
@@ -85,12 +98,45 @@ def _marked(text: str, left: str) -> Extraction:
 
 
 def extract_number(text: str) -> Extraction:
-    r"""Where no format was asked: what follows `####`, else the last `\boxed{…}`, else the last number."""
+    r"""Where no format was asked: what `marked_answer` finds, a heading excepted; else all of a line that has no words;
+    else the formula that the last number is part of, to the right of its last `=`.
+
+    Example: `1/2` in "It is 1/2.", `x = \frac{1}{2}` in "So $x = \frac{1}{2}$", `45` in "40+5=45 clips"
+    """
+    text = _TAG.sub(" ", text)
     declared = marked_answer(text)
-    if declared is not None:
+    if declared is not None and not (_PROSE.search(declared) and not _DIGIT.search(declared) and _goes_on(text)):
         return Extraction(declared, True)
-    numbers = NUMBER.findall(text)
-    return Extraction(numbers[-1], True) if numbers else Extraction(None, False, "no number")
+    whole = text.strip()
+    found = whole if whole and "\n" not in whole and not _PROSE.search(whole) else _last_formula(text)
+    return Extraction(_right_side(found), True) if found else Extraction(None, False, "no number")
+
+
+def _goes_on(text: str) -> bool:
+    return "\n" in text.rpartition("####")[2].strip()
+
+
+def _last_formula(text: str) -> str:
+    """What the last number is part of: what stands between `$` or the like, else what no space divides, and what an
+    operator joins to it.
+    """
+    shown = next(iter(deque(_DISPLAYED.finditer(text), maxlen=1)), None)
+    if shown and _DIGIT.search(shown[0]) and not _DIGIT.search(text, shown.end()):
+        return next(filter(None, shown.groups())).strip()
+    words = text.split()
+    while words and not _DIGIT.search(words[-1]):
+        words.pop()
+    first = len(words) - 1
+    while first > 1 and words[first - 1] in _OPERATORS and _DIGIT.search(words[first - 2]):
+        first -= 2
+    return " ".join(words[max(first, 0) :])
+
+
+def _right_side(formula: str) -> str:
+    sides = [side for side in _SIDES.split(formula) if _DIGIT.search(side)]
+    found = (sides[-1] if len(sides) > 1 else formula).strip().strip("*_`'\"").rstrip(".,;:!?*_`'\" ")
+    found = found[1:-1] if found.startswith("<") and found.endswith(">") else found
+    return found if found.count("(") == found.count(")") else found.strip("()")
 
 
 def extract_code(text: str) -> Extraction:
@@ -106,16 +152,30 @@ def extract_text(text: str) -> Extraction:
     return _whole(text if declared is None else declared)
 
 
+def extract_choice(text: str) -> Extraction:
+    """The capital letter of a choice, in a text or in an answer that was found in it.
+
+    It begins the text, as in `B`, `(b)` and `B. Paris`; or an answer is announced, as in `the answer is (B)`, of which
+    the last counts; or no other capital stands alone, where `A` and `I` are words unless they stand in brackets.
+    """
+    first = _CHOSEN.fullmatch(text.strip())
+    announced = [] if first else _ANNOUNCED.findall(text)
+    alone = [] if first or announced else {bare or framed for framed, bare in _ALONE.findall(text)}
+    found = [first[1].upper()] if first else announced[-1:] or list(alone)
+    return Extraction(found[0], True) if len(found) == 1 else Extraction(None, False, "no single choice")
+
+
 def _whole(text: str) -> Extraction:
     answer = text.strip()
     return Extraction(answer, True) if answer else Extraction("", False, "the answer is empty")
 
 
 def marked_answer(text: str) -> str | None:
-    r"""What follows `####` in its line (as in GSM8K), else what is in the last `\boxed{…}`, else None."""
+    r"""What follows `####` in its line (as in GSM8K) or is in the last `\boxed{…}`, whichever comes later, if any."""
     _, mark, rest = text.rpartition("####")
     line = rest.strip().partition("\n")[0].strip()
-    return line if mark and line else _boxed(text)
+    boxed = _boxed(text)
+    return line if mark and line and (boxed is None or r"\boxed{" not in rest) else boxed
 
 
 def _boxed(text: str) -> str | None:

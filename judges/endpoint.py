@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from judges.llm import DIFFICULTY, LABELS, Failure, Verdict, filled
@@ -172,18 +174,46 @@ class EndpointGrader:
         return grades if isinstance(grades, Failure) else sum(grades) / len(grades) / GRADES
 
 
-def endpoint_grades(endpoint: Endpoint, template: str) -> Callable[[Sequence[Sequence[Message]]], list[Grade]]:
-    """Grades several conversations at once; for code that knows no event loop. `template` as for `EndpointGrader`."""
+def endpoint_grades(
+    endpoint: Endpoint, template: str, limit: float
+) -> Callable[[Sequence[Sequence[Message]]], list[Grade]]:
+    """Grades several conversations at once; for code that knows no event loop.
+
+    All callers of a process share the endpoint's connections, so that `endpoint.concurrency` holds for all together.
+
+    Args:
+        endpoint: whom to ask.
+        template: as for `EndpointGrader`.
+        limit: seconds after which an answer counts as failed, its turn at the endpoint included.
+    """
 
     async def grade_all(conversations: Sequence[Sequence[Message]]) -> list[Grade]:
-        client = EndpointClient(endpoint)  # of this call, since it is of an event loop
-        try:
-            grader = EndpointGrader(client, template)
-            return await asyncio.gather(*map(grader.grade, conversations))
-        finally:
-            await client.close()
+        grader = EndpointGrader(_shared_client(endpoint), template)
+        return await asyncio.gather(*(within(limit, grader.grade(each)) for each in conversations))
 
-    return lambda conversations: asyncio.run(grade_all(conversations))
+    return lambda conversations: asyncio.run_coroutine_threadsafe(grade_all(conversations), _shared_loop()).result()
+
+
+async def within(limit: float, grading: Awaitable[Grade]) -> Grade:
+    """The grade, or a failure if there is none after `limit` seconds."""
+    try:
+        return await asyncio.wait_for(grading, limit)
+    except TimeoutError:
+        return Failure(f"no answer within {limit:g} s, waiting for a turn included")
+
+
+@cache
+def _shared_loop() -> asyncio.AbstractEventLoop:
+    """An event loop in a thread of its own, which ends with the process."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="endpoints", daemon=True).start()
+    return loop
+
+
+@cache
+def _shared_client(endpoint: Endpoint) -> EndpointClient:
+    """Of the shared loop, from which alone it is called."""
+    return EndpointClient(endpoint)
 
 
 def _content(said: Any) -> str:

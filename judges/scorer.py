@@ -26,7 +26,7 @@ SOLVED_FROM = 0.5
 
 
 def load_scorer(name: str) -> Scorer:
-    """The scorer of a built-in verifier (`exact`, `math`, `code`, `auto`) or of `pkg.module:function`.
+    """The scorer of a built-in verifier (of `VERIFIERS`) or of `pkg.module:function`.
 
     Raises:
         UserError: there is no such verifier, module or function, or it cannot be imported or called.

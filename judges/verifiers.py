@@ -10,9 +10,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 
-from judges.answers import NUMBER, Extraction, extract, extract_code, extract_number, extract_text, marked_answer
+from judges.answers import (
+    NUMBER,
+    Extraction,
+    extract,
+    extract_choice,
+    extract_code,
+    extract_number,
+    extract_text,
+    marked_answer,
+)
 from judges.code_tests import check_tests, code_verdict
 from judges.code_worker import CodeWorker
 from judges.math_worker import MAX_CHARS, MathWorker
@@ -31,6 +41,21 @@ def exact(prompt: Prompt, completion: str) -> Score:
     reference = _reference(prompt)
     found = extract(completion, prompt.answer_format) if prompt.answer_format else extract_text(completion)
     return _score(prompt, found, lambda answer: (_normal(answer) == _normal(reference), ""))
+
+
+def choice(prompt: Prompt, completion: str) -> Score:
+    """The answer is the reference's letter, `B` or `(B) Paris`; see `judges.answers.extract_choice`.
+
+    Raises:
+        JudgeError: the reference is no choice.
+    """
+    wanted = extract_choice(_reference(prompt)).answer
+    if wanted is None:
+        raise JudgeError(f"prompt {prompt.prompt_id}: answer {prompt.answer!r:.80} names no choice, such as B or (B)")
+    found = extract(completion, prompt.answer_format) if prompt.answer_format else extract_text(completion)
+    chosen = extract_choice(found.answer or "")
+    reason = found.reason or chosen.reason
+    return _score(prompt, replace(found, answer=chosen.answer, reason=reason), lambda answer: (answer == wanted, ""))
 
 
 def math_equal(prompt: Prompt, completion: str) -> Score:
@@ -76,7 +101,7 @@ def auto(prompt: Prompt, completion: str) -> Score:
 
 
 VERIFIERS: dict[str, Verifier] = {
-    "exact": exact, "math": math_equal, "code": code, "format": asked_format, "auto": auto,
+    "exact": exact, "choice": choice, "math": math_equal, "code": code, "format": asked_format, "auto": auto,
 }  # fmt: skip
 
 

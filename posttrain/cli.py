@@ -271,7 +271,9 @@ def passk(
 def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL or Parquet, a completion in each row.")],
     out: Annotated[Path, typer.Option(help="The JSONL file to write, a verdict for each row in order.")],
-    kind: Annotated[str, typer.Option(help="math, code, exact, format, or auto: by what the row has.")] = "auto",
+    kind: Annotated[
+        str, typer.Option(help="math, code, exact, choice, format, or auto: by what the row has.")
+    ] = "auto",
 ) -> None:
     """Try a verifier on completions before a run's reward depends on it.
 

@@ -60,6 +60,14 @@ def engine_settings(config: Config, **changes: Any) -> EngineSettings:
     return replace(settings, **changes)
 
 
+def readable(model: str, max_prompt_tokens: int) -> int:
+    """The longest prompt that a judge may read: what its settings say, or less where its model knows no such place."""
+    from transformers import AutoConfig
+
+    known = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", None)
+    return min(max_prompt_tokens, known - LABEL_TOKENS) if known else max_prompt_tokens
+
+
 class Cluster:
     """A context manager that owns Ray and every actor that is started through it."""
 
@@ -228,14 +236,14 @@ class Cluster:
         """The engines of the model that grades for `rubric`, started on first use; none where it has no model."""
         rubric = self.config.rubric
         if rubric is not None and rubric.model is not None and not self._graders:
+            model = resolve_model(rubric.model)
             settings = engine_settings(
                 self.config,
                 logprobs_mode="raw_logprobs",
                 tensor_parallel_size=rubric.tensor_parallel,
-                max_model_len=rubric.max_prompt_tokens + LABEL_TOKENS,
+                max_model_len=readable(model, rubric.max_prompt_tokens) + LABEL_TOKENS,
                 lora_rank=0,
             )
-            model = resolve_model(rubric.model)
             # One that dies is started again by Ray: it holds no weights that are not the model's own.
             self._graders = [
                 self.generator(model, settings, seat, max_restarts=GRADER_RESTARTS) for seat in self.placement.graders

@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from judges.llm import LABELS, PLACES, TEMPLATE, Failure, LLMJudge, Verdict
 from judges.pruner import Candidate, Decision, decide
 from judges.verdict_cache import VerdictCache, identity, key_of
 from posttrain import data
-from posttrain.cluster import Cluster, answer, engine_settings, run
+from posttrain.cluster import LABEL_TOKENS, Cluster, answer, engine_settings, readable, run
 from posttrain.config import Config, resolve_model
 from posttrain.passk import read_questions
 from posttrain.placement import ROLES
@@ -84,7 +84,8 @@ def prune(config: Config, rundir: RunDir) -> Pruned:
             with Cluster.of(config, ROLES["prune"]) as cluster:
                 for model in models:
                     ask = _local(config, cluster, model, template)
-                    who = json.dumps([identity(resolve_model(model)), config.judge.max_prompt_tokens])
+                    path = resolve_model(model)
+                    who = json.dumps([identity(path), readable(path, config.judge.max_prompt_tokens)])
                     by_judge[model] = _ask(rows, shown, who, template, verdicts, ask)
     candidates = [_candidate(rows, index, by_judge, repeats) for index in range(len(rows))]
     _check_failed(candidates, by_judge, repeats, config.judge.max_failed)
@@ -176,7 +177,11 @@ async def _judge(
     record: Record,
 ) -> None:
     width, path = config.judge.tensor_parallel or config.generators.tensor_parallel, resolve_model(model)
-    settings = replace(engine_settings(config, logprobs_mode="raw_logprobs"), tensor_parallel_size=width)
+    longest = readable(path, config.judge.max_prompt_tokens)
+    settings = engine_settings(
+        config, logprobs_mode="raw_logprobs", tensor_parallel_size=width, max_model_len=longest + LABEL_TOKENS,
+        lora_rank=0,
+    )  # fmt: skip
     engines = [cluster.generator(path, settings, seat) for seat in cluster.placement.judge]
     limits = config.generators
     await asyncio.gather(
@@ -192,7 +197,7 @@ async def _judge(
                 result: list[list[Rollout]] = await answer(engine.generate_all.remote(requests), limit, "the judge")
                 return result
 
-            judge = LLMJudge(model, renderer, generate, template, config.judge.max_prompt_tokens)
+            judge = LLMJudge(model, renderer, generate, template, longest)
             for chunk in chunks:
                 verdicts = await judge.judge([todo[index] for index in chunk])
                 record(dict(zip(chunk, verdicts, strict=True)))

@@ -16,7 +16,7 @@ from judges.endpoint import Endpoint, Grade, check_address, endpoint_grades
 from judges.llm import MET, PLACES, Failure, LLMJudge
 from judges.rubric import MET_TEMPLATE, TEMPLATE, Criterion, Grades, Rubric, graded
 from judges.scorer import load_scorer
-from posttrain.cluster import answer
+from posttrain.cluster import answer, readable
 from posttrain.config import Config, CriterionConfig, resolve_model
 from posttrain.templates import read_template
 from rollouts.errors import EngineError, JudgeError
@@ -73,7 +73,8 @@ def _scorer(config: Config, name: str, criterion: CriterionConfig, graders: Sequ
     template = template.replace("{criterion}", criterion.judge)
     if rubric.endpoint is not None:
         check_address(rubric.endpoint.base_url)
-        grades = endpoint_grades(Endpoint(**rubric.endpoint.model_dump()), template)
+        limit = config.generators.request_timeout
+        grades = endpoint_grades(Endpoint(**rubric.endpoint.model_dump()), template, limit)
     else:
         grades = _engine_grades(config, template, graders)
     return graded(grades, criterion.pass_grade, rubric.length_penalty)
@@ -85,7 +86,7 @@ def _engine_grades(config: Config, template: str, graders: Sequence[Any]) -> Gra
     assert rubric is not None
     assert rubric.model is not None
     model = resolve_model(rubric.model)
-    renderer = Renderer(model)
+    renderer, longest = Renderer(model), readable(model, rubric.max_prompt_tokens)
 
     async def generate(engine: Any, requests: Sequence[Request]) -> list[list[Rollout]]:
         await _started(engine, limits.start_timeout)
@@ -94,8 +95,7 @@ def _engine_grades(config: Config, template: str, graders: Sequence[Any]) -> Gra
         return result
 
     judges = [
-        LLMJudge(model, renderer, partial(generate, engine), template, rubric.max_prompt_tokens, MET, whole=True)
-        for engine in graders
+        LLMJudge(model, renderer, partial(generate, engine), template, longest, MET, whole=True) for engine in graders
     ]
 
     def grades(conversations: Sequence[Sequence[Message]]) -> list[Grade]:

@@ -116,11 +116,12 @@ def train(trainer: Any, callback: StageCallback, resume: Path | None) -> Path:
     with on_interrupt(callback.stop), bar(callback.stage, total, "step", done) as progress:
         callback.advance = progress.advance
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    if trainer.eval_dataset is not None and not callback.stopped:
+    finished = not callback.stopped or trainer.state.global_step >= trainer.state.max_steps
+    if trainer.eval_dataset is not None and finished:
         callback.evaluations.append(trainer.evaluate())
     callback.log.close()
     shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
     newest = callback.rundir.checkpoints(callback.stage)[-1]
-    if callback.stopped and trainer.state.global_step < trainer.state.max_steps:
+    if not finished:
         raise Stopped(f"{callback.stage} stopped after step {trainer.state.global_step} of {trainer.state.max_steps}")
     return newest

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from curricula.gate import rejection
 from posttrain.slots import Draw, Judged
+from rollouts.errors import JudgeError
 from rollouts.recorder import write_shard
 from rollouts.types import Rollout, RolloutGroup, Scorer
 
@@ -34,6 +36,7 @@ class Verifier:
         rollouts: list[Rollout],
         earlier: RolloutGroup | None = None,
         others: int = 0,
+        until: float | None = None,
     ) -> tuple[Judged, RolloutGroup]:
         """Scores rollouts of a group; gives what the controller may know of the group so far, and the group.
 
@@ -44,10 +47,13 @@ class Verifier:
             earlier: the group of the rollouts before these, which were scored before.
             others: rollouts that are made after these, unless the outcomes are all equal. The group is kept for a shard
                 once there are no others, so never twice.
+            until: when to begin at the latest, in seconds since the epoch.
 
         Raises:
-            JudgeError: judging failed; nothing is kept.
+            JudgeError: judging failed, or had not begun in time; nothing is kept.
         """
+        if until is not None and time.time() > until:
+            raise JudgeError("its turn to be judged did not come in time; the model that judges is slow, or hangs")
         for rollout, score in zip(rollouts, self._score(draw.prompt, rollouts), strict=True):
             rollout.reward, rollout.outcome, rollout.reason = score.reward, score.outcome, score.reason
             rollout.breakdown = dict(score.breakdown)

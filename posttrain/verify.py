@@ -25,7 +25,7 @@ from rollouts.dotted import nearest
 from rollouts.errors import DataError, JudgeError, UserError
 from rollouts.types import Prompt
 
-NEEDS = {"math": "answer", "exact": "answer", "code": "tests", "format": "format", "auto": None}
+NEEDS = {"math": "answer", "exact": "answer", "choice": "answer", "code": "tests", "format": "format", "auto": None}
 """The field that a row must have beside its completion; `auto` takes tests or an answer."""
 SHOWN = 8
 
@@ -101,7 +101,7 @@ def _judge(kind: str, prompt: Prompt, completion: str) -> Verified:
 def _write(out: Path, found: list[Verified]) -> None:
     """Atomically."""
     temporary = out.with_name(f".{out.name}.tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", errors="backslashreplace") as file:  # half a surrogate, as JSON spells it
         file.writelines(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in found)
         file.flush()
         os.fsync(file.fileno())

@@ -213,14 +213,22 @@ class RayWorkers:
 
     async def _judge(self, draw: Draw, request: Request, rollouts: Any, earlier: Any = None, others: int = 0) -> Judged:
         """What the verifier says of a group; `rollouts` and `earlier` are references, the arguments its own."""
-        tokens = list(request.prompt_token_ids)
-        for attempt in range(JUDGE_TRIES):
-            judged, group = self.verifier.judge.options(num_returns=2).remote(draw, tokens, rollouts, earlier, others)
+        tokens, limits = list(request.prompt_token_ids), self.config.generators
+        limit, asks = limits.request_timeout, judged_at_once(self.config) > 1
+        # A model that is asked may hang, which fails the group: to wait for a turn, for the model, for its answer has a
+        # limit each. An endpoint's client tries again by itself.
+        most = 2 * limit + limits.start_timeout if asks else limit
+        tries = 1 if self.config.rubric and self.config.rubric.endpoint else JUDGE_TRIES
+        for attempt in range(tries):
+            until = time.time() + limit if asks else None
+            judged, group = self.verifier.judge.options(num_returns=2).remote(
+                draw, tokens, rollouts, earlier, others, until
+            )
             try:
                 what = f"the verifier to judge draw {draw.draw_id}"
-                return replace(await answer(judged, self.config.generators.request_timeout, what), payload=group)
+                return replace(await answer(judged, most, what), payload=group)
             except JudgeError as error:
-                if attempt == JUDGE_TRIES - 1:
+                if attempt == tries - 1:
                     self._not_judged += 1
                     if self._not_judged <= TOLD:
                         more = "; of others only the number is told, in summary.json" * (self._not_judged == TOLD)

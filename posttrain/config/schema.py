@@ -236,7 +236,7 @@ class EndpointConfig(Section):
     key_env: str = "OPENAI_API_KEY"
     """The environment variable that has the key, if one is needed."""
     concurrency: int = Field(default=16, ge=1)
-    """Requests under way at once."""
+    """Requests under way at once, of each process that asks."""
     retries: int = Field(default=5, ge=0)
     """Further tries after a time-out, a refused connection, 429, 5xx, or an answer without a label."""
     timeout: float = Field(default=60.0, gt=0)

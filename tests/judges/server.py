@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -24,6 +24,7 @@ class Server(ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.seen: list[dict[str, Any]] = []
         self.key = ""
+        self.before_reply: Callable[[], None] = lambda: None
         self.lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -48,6 +49,7 @@ class Handler(BaseHTTPRequestHandler):
             script = self.server.scripts[word]
             reply = script(text) if callable(script) else script[min(self.server.asked[word], len(script) - 1)]
             self.server.asked[word] += 1
+        self.server.before_reply()
         if reply == "hang":
             threading.Event().wait(1.0)
             reply = "easy"

@@ -1,6 +1,6 @@
 import pytest
 
-from judges.answers import Extraction, extract, extract_code, extract_number, extract_text
+from judges.answers import Extraction, extract, extract_choice, extract_code, extract_number, extract_text
 
 ANS, BRACES, ANSWER, ARROW = ("<ans>", "</ans>"), ("{{", "}}"), ("Answer:", ""), ("=>", "")
 
@@ -63,8 +63,40 @@ def test_without_a_format_the_answer_is_where_it_usually_is() -> None:
     assert extract_number("48/2 = <<48/2=24>>24\n#### 1,072").answer == "1,072"
     assert extract_number(r"so \boxed{\frac{1}{2}} it is, in 2 steps").answer == r"\frac{1}{2}"
     assert extract_number("first 12, then -3.5 in all").answer == "-3.5"
-    assert extract_number("12,345 and 1,23").answer == "23"
+    assert extract_number("#### Conclusion\nIt is \\boxed{42}").answer == "42"
+    assert extract_number("\\boxed{41}, or better\n#### 42").answer == "42"
+    assert extract_number("#### Conclusion\nIt is 42.").answer == "42"
     assert extract_number("none") == Extraction(None, False, "no number")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("It is 1/2.", "1/2"),
+        (r"So the half, $x = \frac{1}{2}$.", r"x = \frac{1}{2}"),
+        (r"\frac{1}{2}", r"\frac{1}{2}"),
+        (r"It is \sqrt{85}", r"\sqrt{85}"),
+        ("That makes 85x in all", "85x"),
+        ("It is 40 + 5", "40 + 5"),
+        ("40+5=45", "45"),
+        ("so 40 + 5 = 45 clips", "45"),
+        ("48/2 = <<48/2=24>>24", "24"),
+        ("She has $12 - $4 = $8", "$8"),
+        ("from 12,345 to 1,234", "1,234"),
+        ("<answer>85</answer>", "85"),
+        ("**Answer: 85**", "85"),
+        ("(which is 85)", "85"),
+        ("<85>", "85"),
+        ("f(5)", "f(5)"),
+        ("x + 1", "x + 1"),
+        ("1. Add.\n2. Halve: 6/2=3\n", "3"),
+    ],
+)
+def test_a_number_comes_with_the_formula_that_it_is_part_of(text: str, answer: str) -> None:
+    assert extract_number(text) == Extraction(answer, True)
+
+
+def test_without_a_format_code_and_text_are_found() -> None:
     assert extract_code("Sure:\n```python\nreturn x\n```\nDone.").answer == "return x"
     for word in ("", "py", "Python", "python3", "PY3", "c++", "Rust"):
         assert extract_code(f"```{word}\nold\n```\nBetter:\n```{word} \nreturn x\n```\n").answer == "return x"
@@ -72,3 +104,28 @@ def test_without_a_format_the_answer_is_where_it_usually_is() -> None:
     assert extract_code(" sorted(x) ").answer == "sorted(x)"
     assert extract_text(" A B\n").answer == "A B"
     assert extract_text("  ") == Extraction("", False, "the answer is empty")
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        ("(b)", "B"),
+        ("**B**", "B"),
+        ("B.", "B"),
+        ("B) Paris is one.", "B"),
+        ("A. A town", "A"),
+        ("The answer is B.", "B"),
+        ("First A seemed right. The answer is (C), not D.", "C"),
+        ("Answer: **D**", "D"),
+        ("I would take [A].", "A"),
+        ("It has to be C", "C"),
+        ("A good guess is C", "C"),
+        ("A town", None),
+        ("I cannot say", None),
+        ("B or C", None),
+        ("", None),
+    ],
+)
+def test_a_choice_is_a_letter(text: str, letter: str | None) -> None:
+    assert extract_choice(text).answer == letter

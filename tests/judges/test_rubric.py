@@ -1,7 +1,10 @@
 """A reward of several criteria: the outcome apart from the reward, grades by a model, and what its failure is."""
 
 import math
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -53,7 +56,7 @@ def test_without_one_the_reward_decides_and_a_truncated_rollout_is_unsolved() ->
 def test_a_model_grades_and_length_beyond_the_groups_costs(server: Server) -> None:
     server.scripts = {"polite": lambda text: (200, completion('{"grade": 9}' if "please" in text else '{"grade": 2}'))}
     scorer = graded(
-        endpoint_grades(Endpoint(server.url, "m"), TEMPLATE.replace("{criterion}", "It is polite.")), 0.7, 0.1
+        endpoint_grades(Endpoint(server.url, "m"), TEMPLATE.replace("{criterion}", "It is polite."), 5.0), 0.7, 0.1
     )
     group = [rollout("please", 10), rollout("no", 10), rollout("please " * 4, 40), rollout("please", 5)]
     scores = scorer(PROMPT, group)
@@ -67,9 +70,45 @@ def test_a_model_grades_and_length_beyond_the_groups_costs(server: Server) -> No
 
 def test_a_models_failure_is_no_score(server: Server) -> None:
     server.scripts = {"bad": [(500, "{}")], "good": [(200, completion("5"))]}
-    scorer = graded(endpoint_grades(Endpoint(server.url, "m", retries=0), "{response}"), 0.5, 0.0)
+    scorer = graded(endpoint_grades(Endpoint(server.url, "m", retries=0), "{response}", 5.0), 0.5, 0.0)
     with pytest.raises(JudgeError, match="1 of 2 answers could not be graded: InternalServerError"):
         Rubric([Criterion("graded", 1.0, scorer)], None, 0.5)(PROMPT, [rollout("good"), rollout("bad")])
+
+
+def test_a_model_that_hangs_is_no_score_and_not_waited_for(server: Server) -> None:
+    server.scripts = {"slow": ["hang"], "good": [(200, completion("5"))]}
+    grades = endpoint_grades(Endpoint(server.url, "m", concurrency=1), "{response}", 0.5)
+    found = grades([[{"role": "assistant", "content": word}] for word in ("good", "slow", "slow")])
+    assert found[0] == 0.5
+    assert [str(getattr(each, "reason", "")) for each in found[1:]] == [
+        "no answer within 0.5 s, waiting for a turn included"
+    ] * 2
+
+
+def test_an_endpoint_is_asked_so_much_at_once_by_all_together(server: Server) -> None:
+    under_way, most, lock = 0, 0, threading.Lock()
+
+    def reply(_: str) -> tuple[int, str]:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        return 200, completion("5")
+
+    def waited() -> None:
+        nonlocal under_way
+        time.sleep(0.02)
+        with lock:
+            under_way -= 1
+
+    server.scripts, server.before_reply = {"": reply}, waited
+    endpoint = Endpoint(server.url, "m", concurrency=2)
+    both = [endpoint_grades(endpoint, f"{name} {{response}}", 30.0) for name in ("kind", "short")]
+    asked = [[{"role": "assistant", "content": "yes"}]] * 4
+    with ThreadPoolExecutor(4) as pool:
+        found = [each.result() for each in [pool.submit(grades, asked) for grades in both * 2]]
+    assert found == [[0.5] * 4] * 4
+    assert most == 2
 
 
 def test_a_grade_that_is_not_finite_is_no_score() -> None:

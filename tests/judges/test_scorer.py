@@ -75,7 +75,7 @@ def test_a_users_reward_may_return_a_float_a_bool_or_a_score() -> None:
     [
         (
             "mth",
-            r"^reward: no built-in verifier 'mth'; did you mean 'math'\?; known are auto, code, exact, format, math; ",
+            r"^reward: no built-in verifier 'mth'; did you mean 'math'\?; known are auto, choice, code, exact, ",
         ),
         ("users_rewards.short", "^reward: no built-in verifier 'users_rewards.short'; known are"),
         ("users_rewards:shor", r"'users_rewards:shor': module users_rewards has no 'shor'; did you mean 'short'\?$"),

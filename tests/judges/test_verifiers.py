@@ -32,6 +32,15 @@ def solved(name: str, answer: str | None, completion: str, **fields: Any) -> boo
     return score.outcome
 
 
+def test_a_choice_is_told_by_its_letter() -> None:
+    assert solved("choice", "B", "The answer is (B).")
+    assert solved("choice", "(B) Paris", "b")
+    assert not solved("choice", "B", "It is A.\nThe answer is C, not B.")
+    assert not solved("choice", "B", "B or C")
+    with pytest.raises(JudgeError, match="answer 'Paris' names no choice"):
+        solved("choice", "Paris", "B")
+
+
 def test_exact_ignores_white_space_and_case_only() -> None:
     assert solved("exact", "A B C D", " a  b c D\n")
     assert not solved("exact", "A B C D", "A B D C")

@@ -1,6 +1,7 @@
 """The verifier's judgement of a group, and its shards."""
 
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,15 @@ def test_a_group_is_scored_and_summed_up(tmp_path: Path) -> None:
     assert (rows[0]["first_version"], rows[0]["last_version"]) == (4, 5)
     assert verifier.write_shard(str(shards[1])) == 0  # each group once
     assert not shards[1].exists()
+
+
+def test_what_has_waited_too_long_for_its_turn_is_not_judged(tmp_path: Path) -> None:
+    verifier = Verifier(partial(load_scorer, "auto"), [])
+    texts = [rollout("<ans>85</ans>", [(0, 3, 4)])]
+    with pytest.raises(JudgeError, match="its turn to be judged did not come in time"):
+        verifier.judge(Draw(17, 3, PROMPT, 4), [7], texts, until=time.time() - 1)
+    assert verifier.write_shard(str(tmp_path / "0.parquet")) == 0
+    assert verifier.judge(Draw(17, 3, PROMPT, 4), [7], texts, until=time.time() + 60)[0].outcomes == (True,)
 
 
 def test_a_draw_is_judged_by_the_format_of_its_instruction() -> None:
