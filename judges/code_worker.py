@@ -5,8 +5,8 @@ libraries and, where namespaces are to be had, an empty `/tmp`, sees no other pr
 none, and has limits on CPU time, wall time, memory, threads, size of files and output. It never gets the expected
 outputs, which the caller compares; tests are run in another process (`judges.sandbox.bench`).
 
-Where the machine cannot hold it, nothing is run, unless the user sets POSTTRAIN_UNCONFINED_CODE=1: then only the limits
-are left, and a program acts as the user who runs us.
+Where the machine cannot hold it, nothing is run, unless the user sets POSTTRAIN_UNCONFINED_CODE=1: then the limits
+are left and what else there is, and a program may read and write files.
 """
 
 from __future__ import annotations

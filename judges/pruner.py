@@ -75,7 +75,8 @@ def decide(
         if not judged:
             continue
         room = max(1, int(len(rows) * keep_ratio))
-        chosen = _hardest(candidates, judged, room, threshold)
+        # Of equal scores, which the votes of one answer are, those that come first in the file have no preference.
+        chosen = _hardest(candidates, random.Random(seed).sample(judged, len(judged)), room, threshold)
         if method == "random":
             chosen = dict.fromkeys(rng.sample(judged, len(chosen)), f"drawn at random, {len(chosen)} of {name}")
         elif method == "longest":
@@ -95,7 +96,7 @@ def _hardest(
 ) -> dict[int, str]:
     """The rows of a stratum that the judge keeps, with the reason."""
     scores = {index: _score(candidates[index]) for index in judged}
-    order = sorted(judged, key=lambda index: (-scores[index], index))
+    order = sorted(judged, key=lambda index: -scores[index])
     if threshold is not None:
         above = [index for index in order if scores[index] >= threshold]
         if above:

@@ -90,7 +90,7 @@ def _forked(work: Callable[[], None], request: Mapping[str, Any], files: Mapping
             os.dup2(ours, number)
         _close_all_but(set(wanted))
         _limit(request)
-        if not request.get("unconfined"):
+        if request["seccomp"]:
             seccomp.install()
         work()
     except BaseException:  # noqa: BLE001  # such as MemoryError, outside the program; SystemExit must not get out
@@ -300,7 +300,7 @@ def main(parent: int, pipe: int, *words: str) -> None:
     Args:
         parent: with whom it ends.
         pipe: by which tests come.
-        words: `unconfined`, if programs may be run although nothing holds them; `without=landlock`.
+        words: `unconfined`, if programs may be run although what there is does not hold them; `without=landlock`.
     """
     sys.dont_write_bytecode = True
     for name in USUAL:
@@ -311,15 +311,14 @@ def main(parent: int, pipe: int, *words: str) -> None:
     without = [word.partition("=")[2] for word in words if word.startswith("without=")]
     if os.getppid() != parent:
         return
-    unconfined = "unconfined" in words
-    missing = [] if unconfined else confinement.confine(without)
+    missing = confinement.confine(without)
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", 0)
-    if not unconfined and not confinement.sufficient(missing):
+    if not confinement.sufficient(missing) and "unconfined" not in words:
         answers.write("; ".join(missing).encode() + b"\n")
         return
     answers.write(b"ready\n")
     gc.collect()
     gc.freeze()
     for line in requests:
-        request = json.loads(line) | {"unconfined": unconfined}
+        request = json.loads(line) | {"seccomp": seccomp.supported()}
         answers.write(json.dumps(answer(request, pipe)).encode() + b"\n")

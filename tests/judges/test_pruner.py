@@ -36,7 +36,7 @@ def test_each_capability_keeps_its_share() -> None:
 
 
 def test_a_capability_of_easy_rows_keeps_its_hardest() -> None:
-    scores = [0.9, 0.9, 0.9, 0.9, 0.01, 0.02, 0.04, 0.03]
+    scores = [0.9, 0.8, 0.7, 0.6, 0.01, 0.02, 0.04, 0.03]
     assert kept(scores, 0.5, ["math"] * 4 + ["code"] * 4) == [0, 1, 6]
 
 
@@ -44,8 +44,12 @@ def test_a_capability_of_one_row_keeps_it() -> None:
     assert kept([0.9, 0.8, 0.1], 0.1, ["math", "math", "code"]) == [0, 2]
 
 
-def test_ties_keep_the_first() -> None:
-    assert kept([0.5] * 6, 0.5) == [0, 1, 2]
+def test_among_equals_the_place_in_the_file_does_not_count() -> None:
+    first = kept([0.5] * 400, 0.5)
+    assert first == kept([0.5] * 400, 0.5)
+    assert len(first) == 200
+    assert 70 < sum(index < 200 for index in first) < 130  # 100 +- 5
+    assert kept([0.5] * 6 + [0.6], 0.3)[-1] == 6
 
 
 def test_a_threshold_decides_instead_of_a_share_and_leaves_no_capability_empty() -> None:

@@ -325,6 +325,9 @@ def test_a_machine_that_cannot_hold_programs_runs_none(monkeypatch: pytest.Monke
         monkeypatch.setenv(UNCONFINED, "1")
         assert worker.run("x", [1]) == [Result(1)]
         assert worker.run("import os\nreturn os.getcwd() is None", [1])[0].error.startswith("FileNotFoundError")
+        assert worker.run("import os\nreturn os.fork()", [1])[0].error.startswith("PermissionError")
+    with CodeWorker() as worker:  # a machine that can goes on doing so
+        assert worker.run("return len(open('/etc/passwd').read())", [1])[0].error
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="we are an ordinary user ourselves")
