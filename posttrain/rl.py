@@ -168,6 +168,7 @@ class Controller:
                 self.sampler.hold(draw.row)
                 self._again.append(draw)
         self._reject_surplus()
+        self._at_new_version()  # a checkpoint is taken before the generators hold it
 
     def stop(self) -> None:
         """Asks the loop to end at the next step boundary."""
@@ -359,10 +360,14 @@ class Controller:
         return Step(self.version, reward, sum(outcomes) / len(outcomes), staleness, rejected, train)
 
     def _release(self, batch: Sequence[Judged]) -> None:
-        """Frees the slots of a batch that the generators have the weights of, and re-tests who lends its share."""
+        """Frees the slots of a batch that the generators have the weights of."""
         self.synced = self.version
         for judged in batch:
             self.slots.release(judged.draw)
+        self._at_new_version()
+
+    def _at_new_version(self) -> None:
+        """Rejects what is too old by now, and re-tests who lends its share. To do it again changes nothing."""
         for judged in self.slots.stale(self.version):
             self._reject(judged.draw, "stale", judged)
         for capability in self.slots.lent:

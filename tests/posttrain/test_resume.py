@@ -26,7 +26,16 @@ from posttrain.rl_state import RLState
 from posttrain.slots import Draw, Judged
 from rollouts.recorder import write_shard
 from rollouts.types import Prompt, Rollout, RolloutGroup
-from tests.posttrain.simulation import Begun, Sampled, SimulatedWorkers, Timing, make_prompts, mixing, simulate
+from tests.posttrain.simulation import (
+    Begun,
+    Sampled,
+    SimulatedWorkers,
+    Timing,
+    make_prompts,
+    make_run,
+    mixing,
+    simulate,
+)
 
 PROMPTS = make_prompts(math=300, code=300)
 RATE = mixing(math=0.9, code=0.4)
@@ -300,6 +309,37 @@ def test_a_capability_that_lends_its_share_still_does(tmp_path: Path) -> None:
     controller = run.live()
     assert controller.slots.lent == {"useless"}
     assert {sampled.draw.domain for batch in run.batches[-3:] for sampled in batch} == {"math"}
+
+
+@pytest.mark.parametrize("kind", [{"longest": 200}, {"longest": 60, "stopped": True}])
+def test_a_synchronous_run_tries_again_who_lends_its_share_when_it_would_have(
+    tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    runs = []
+    for times in (0, 8):
+        run = lineage(tmp_path / f"{times}.db", max_staleness=0, max_rejected_in_a_row=10, retest_every=3)
+        run.prompts = make_prompts(math=300, late=300)
+        run.rate = lambda prompt, version: 0.5 if prompt.capability == "math" or version >= 14 else 0.0
+        runs.append(run.killed(times, **kind))
+    whole, broken = runs
+    lending = [{sampled.draw.domain for sampled in batch} == {"math"} for batch in whole.batches]
+    assert sum(lending) > 10
+    assert not lending[-1]
+    assert trained(broken) == trained(whole)
+
+
+def test_a_group_that_grew_too_old_while_its_capability_lends_is_stale(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "x.db", make_prompts(math=9, code=9), SimulatedWorkers(RATE), max_staleness=1)
+    controller, sampler = run.controller, run.sampler
+    pending: list[tuple[Draw, Judged | None]] = []
+    for draw_id, oldest in enumerate((3, 4)):
+        draw = Draw(draw_id, draw_id + 9, sampler.prompts[draw_id + 9], oldest)
+        run.ledger.drawn(draw_id, draw.prompt.prompt_id, "code", oldest)
+        pending.append((draw, Judged(draw, (True, False, True, False), 0.5, oldest, 8, 0, None)))
+    controller.version = controller.synced = 5
+    controller.restore({"without_signal": {"code": 64}, "lent_since": {"code": 4}, "probing": []}, 2, pending)
+    assert [(row.state, row.reason) for row in run.ledger.rows()] == [("rejected", "stale"), ("drawn", None)]
+    assert list(controller.slots._ready) == [1]
 
 
 def test_a_judged_group_is_kept_though_its_prompt_has_left_the_window(tmp_path: Path) -> None:
