@@ -11,6 +11,8 @@ import pytest
 
 from posttrain import cli
 from posttrain.config import load_config, resolve_model
+from posttrain.ledger import Watermark
+from posttrain.rl_state import RLState, fixed_settings
 from posttrain.rundir import Manifest, RunDir
 from rollouts.errors import DataError
 from rollouts.recorder import write_rows
@@ -225,6 +227,22 @@ def test_resuming_from_an_incomplete_checkpoint(
 def test_resuming_from_another_stages_checkpoint(posttrain: Command, trained: Path) -> None:
     line = fails(posttrain("rl", "tiny", "--run", "r", "--resume", "r/sft/checkpoints/step-000005"))
     assert line == "r/sft/checkpoints/step-000005: a checkpoint of stage 'sft', not 'rl'"
+
+
+@pytest.mark.parametrize("words", [("rl",), ("run",), ("doctor",), ("rl", "--resume", "auto")], ids=" ".join)
+def test_a_quota_of_a_capability_that_no_prompt_has(posttrain: Command, words: tuple[str, ...]) -> None:
+    config = load_config("tiny")
+    if "--resume" in words:
+        base = resolve_model("tiny:base")
+        with RunDir("r", config).new_checkpoint("rl", 5, base, keep=2) as directory:
+            shutil.copytree(base, directory, dirs_exist_ok=True)
+            RLState(5, fixed_settings(config), {}, Watermark(), (), {}).write(directory)
+    command, *others = words
+    line = fails(posttrain(command, "tiny", "--run", "r", *others, "rl.quotas={math: 2, maths: 1, lore: 1}"))
+    assert line == (
+        "tiny:rl: no prompt of the capability 'lore' (there: code, math, reasoning); rl.quotas names it: add some, or "
+        "take it out of there"
+    )
 
 
 def test_starting_a_stage_on_a_damaged_checkpoint(posttrain: Command, trained: Path) -> None:
