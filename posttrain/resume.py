@@ -77,10 +77,12 @@ def _as_drawn(was: DrawRow, prompt: Prompt, instructions: InstructionPools) -> P
     return instructions.as_drawn(prompt, was.instruction, trained=True) if prompt.domain == was.capability else None
 
 
-def begun_groups(checkpoint: Path, draws: Collection[Draw]) -> dict[int, RolloutGroup]:
+def begun_groups(checkpoint: Path, draws: Collection[Draw], group_size: int) -> dict[int, RolloutGroup]:
     """What there was at a checkpoint of the groups of draws that were under way, by draw id; not of those without any
-    token.
+    token. Where groups are smaller by now, their last rollouts are left out.
     """
     path = checkpoint / UNDER_WAY
     groups = read_groups([path] if path.is_file() else [], {draw.draw_id: draw.prompt for draw in draws})
+    for group in groups.values():
+        del group.rollouts[group_size:]
     return {draw_id: group for draw_id, group in groups.items() if group.versions}

@@ -144,7 +144,7 @@ class Controller:
             next_draw: the id of the next draw.
             pending: the draws that were neither trained nor rejected, in draw order, each with its group if it was
                 admitted; the others are made now, so that the slow ones do not go missing. What settings that have
-                changed since leave no room or time for is rejected as stale.
+                changed since leave no room or time for is rejected as stale, and so are groups of another size.
             oldest_versions: of the tokens that there are already of those, by draw id.
         """
         self.next_draw = next_draw
@@ -158,7 +158,8 @@ class Controller:
         for draw, judged in pending:
             oldest = judged.oldest_version if judged else (oldest_versions or {}).get(draw.draw_id, self.version)
             known = draw.domain in self.slots.weights
-            if not known or not self.slots.fits(draw, oldest, self.version, self._oversample):
+            whole = judged is None or len(judged.outcomes) == self.config.group_size
+            if not (known and whole and self.slots.fits(draw, oldest, self.version, self._oversample)):
                 self._reject(draw, "stale", judged)
                 continue
             self.slots.take(draw)

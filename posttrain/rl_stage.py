@@ -195,7 +195,8 @@ class RLStage:
         draws = [
             (draw, Judged.of(draw, group, self.workers.keep(group)) if group else None) for draw, group in pending.draws
         ]
-        begun = begun_groups(self.checkpoint, [draw for draw, group in pending.draws if group is None])
+        under_way = [draw for draw, group in pending.draws if group is None]
+        begun = begun_groups(self.checkpoint, under_way, self.config.rl.group_size)
         self.workers.go_on({draw_id: group.rollouts for draw_id, group in begun.items()})
         oldest = {draw_id: min(group.versions) for draw_id, group in begun.items()}
         self.controller.restore(state.controller, state.watermark.next_draw, draws, oldest)

@@ -20,9 +20,9 @@ from curricula.stream import PromptStream
 from curricula.window import PromptWindow
 from posttrain.config import RLConfig
 from posttrain.ledger import Ledger, Watermark
-from posttrain.resume import pending_draws
+from posttrain.resume import begun_groups, pending_draws
 from posttrain.rl import Controller, Step
-from posttrain.rl_state import RLState
+from posttrain.rl_state import UNDER_WAY, RLState
 from posttrain.slots import Draw, Judged
 from rollouts.recorder import write_shard
 from rollouts.types import Prompt, Rollout, RolloutGroup
@@ -97,7 +97,8 @@ class Lineage:
         timing = Timing(per_token=self.per_token * (1 + 0.1 * (self.lives % 7)))
         luck = self.lives if self.fresh_lengths else 0
         workers = SimulatedWorkers(
-            self.rate, timing=timing, latency_seed=luck, trainer_version=version, version=version,
+            self.rate, self.config.group_size, timing=timing, latency_seed=luck,
+            trainer_version=version, version=version,
             begun=self.checkpoint.begun if self.checkpoint and self.goes_on else {},
         )  # fmt: skip
         ledger = Ledger(self.path)
@@ -289,6 +290,40 @@ def test_settings_that_leave_no_room_reject_the_surplus_as_stale(tmp_path: Path)
     assert [len(batch) for batch in run.batches][run.checkpoint.version - 3 :] == [6] * 3
     rows = Ledger(run.path, read_only=True).rows("voided_by IS NULL")
     assert [row.draw_id for row in rows] == list(range(len(rows)))
+
+
+@pytest.mark.parametrize("group_size", [3, 6])
+def test_judged_groups_of_another_size_are_stale_and_draws_under_way_are_made_at_the_new_one(
+    tmp_path: Path, group_size: int
+) -> None:
+    run = lineage(tmp_path / "x.db", max_staleness=4, order="ready")
+    run.live(60)
+    assert run.checkpoint is not None
+    before = run.checkpoint.version
+    pending = {row["draw_id"]: row["state"] for row in run.checkpoint.watermark["pending"]}
+    assert {"drawn", "admitted"} == set(pending.values())
+    run.live(group_size=group_size)
+    sizes = [{len(sampled.outcomes) for sampled in batch} for batch in run.batches]
+    assert sizes == [{4}] * before + [{group_size}] * (30 - before)
+    again = Ledger(run.path, read_only=True).rows("voided_by IS NULL")
+    for row in again:
+        if pending.get(row.draw_id) == "admitted":
+            assert (row.state, row.reason, row.rollouts) == ("rejected", "stale", 4)
+        elif pending.get(row.draw_id) == "drawn" and row.rollouts:
+            assert row.rollouts == group_size
+    assert len({row.draw_id for row in again if row.step and pending.get(row.draw_id) == "drawn"}) > 2
+
+
+def test_of_a_group_that_was_larger_its_first_rollouts_go_on(tmp_path: Path) -> None:
+    prompts = make_prompts(math=2)
+    parts = [Rollout([7] * length, [True] * length, [-1.0] * length, [(0, length, 5)] if length else [], "", "")
+             for length in (2, 0, 3)]  # fmt: skip
+    groups = [RolloutGroup(0, prompts[0], [1], parts, 5), RolloutGroup(1, prompts[1], [1], parts[1:], 5)]
+    write_shard(tmp_path / UNDER_WAY, groups)
+    draws = [Draw(number, number, prompts[number], 5) for number in range(2)]
+    found = begun_groups(tmp_path, draws, 4)
+    assert {draw_id: group.rollouts for draw_id, group in found.items()} == {0: parts, 1: parts[1:]}
+    assert {draw_id: group.rollouts for draw_id, group in begun_groups(tmp_path, draws, 1).items()} == {0: parts[:1]}
 
 
 def test_a_synchronous_run_may_go_on_from_an_asynchronous_one(tmp_path: Path) -> None:
