@@ -1,14 +1,17 @@
-"""What a resumed RL run takes up: the draws that were pending at its checkpoint, with the groups of those judged."""
+"""What a resumed RL run takes up: the draws that were pending at its checkpoint, with the groups of those judged.
+
+All of it is read before anything that came later is given up, and before an engine is started.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from curricula.instructions import InstructionPools
 from curricula.row_sets import NONE
-from curricula.sampler import PromptSampler
+from curricula.sampler import PromptSampler, Restored
 from posttrain.ledger import DrawRow
 from posttrain.rl_state import UNDER_WAY, RLState
 from posttrain.slots import Draw
@@ -32,6 +35,51 @@ class Pending:
         return sum(group is not None for _, group in self.draws)
 
 
+@dataclass(frozen=True)
+class TakenUp:
+    """What there is of a checkpoint to go on with, beside policy and optimizer; `begun` is by draw id."""
+
+    prompts: Restored
+    pending: Pending
+    begun: dict[int, RolloutGroup]
+
+    def __str__(self) -> str:
+        begun, removed, made = len(self.begun), len(self.pending.removed), len(self.pending.draws)
+        return (
+            f"{self.pending.admitted} groups wait to be trained, {begun} draws go on where they stood"
+            f", {made - self.pending.admitted - begun} are made again"
+            + f", {removed} were of prompts that are gone" * bool(removed)
+            + f"; prompts: {self.prompts}" * bool(self.prompts.removed or self.prompts.new)
+        )
+
+
+def take_up(
+    checkpoint: Path,
+    state: RLState,
+    sampler: PromptSampler,
+    instructions: InstructionPools,
+    folder: Path,
+    group_size: int,
+) -> TakenUp:
+    """Reads a checkpoint, as far as the prompts are still there, and gives the sampler its state.
+
+    Args:
+        checkpoint: to go on from.
+        state: of it.
+        sampler: of the prompts as they are now, as it was made.
+        instructions: the pools as they are now.
+        folder: of the shards.
+        group_size: rollouts in a group now.
+
+    Raises:
+        CheckpointError: something is missing or damaged.
+    """
+    pending = pending_draws(state, sampler, instructions, folder)
+    restored = sampler.load(checkpoint)
+    under_way = [draw for draw, group in pending.draws if group is None]
+    return TakenUp(restored, pending, begun_groups(checkpoint, under_way, group_size))
+
+
 def pending_draws(state: RLState, sampler: PromptSampler, instructions: InstructionPools, folder: Path) -> Pending:
     """The draws that were pending at a checkpoint, asked as the ledger says, whatever pools and seed are now.
 
@@ -42,7 +90,7 @@ def pending_draws(state: RLState, sampler: PromptSampler, instructions: Instruct
         folder: of the shards.
 
     Raises:
-        CheckpointError: a shard that the checkpoint counts on is missing.
+        CheckpointError: a shard that the checkpoint counts on is missing or damaged.
     """
     paths = [folder / name for name in state.shards]
     if missing := next((path for path in paths if not path.is_file()), None):
@@ -64,12 +112,27 @@ def pending_draws(state: RLState, sampler: PromptSampler, instructions: Instruct
             left.append(was)
         else:
             removed.append(was)
-    groups = read_groups(paths, admitted)
+    groups = _judged(folder, paths, admitted)
     for was in left:
         draws[was.draw_id] = Draw(was.draw_id, NONE, groups[was.draw_id].prompt, was.version)
     return Pending(
         [(draws[draw_id], groups[draw_id] if draw_id in admitted else None) for draw_id in sorted(draws)], removed
     )
+
+
+def _judged(folder: Path, shards: Sequence[Path], prompts: Mapping[int, Prompt | None]) -> dict[int, RolloutGroup]:
+    """The groups of some draws from their shards, all of them."""
+    import pyarrow as pa
+
+    try:
+        groups = read_groups(shards, prompts)
+    except (pa.ArrowInvalid, OSError) as error:
+        problem = f"cannot be read ({next(iter(str(error).splitlines()), '')})"
+    else:
+        if not (missing := sorted(prompts.keys() - groups.keys())):
+            return groups
+        problem = f"do not hold the group of draw {missing[0]}"
+    raise CheckpointError(f"{folder}: the shards of the checkpoint {problem}; choose another one") from None
 
 
 def _as_drawn(was: DrawRow, prompt: Prompt, instructions: InstructionPools) -> Prompt | None:

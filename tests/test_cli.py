@@ -245,6 +245,29 @@ def test_a_quota_of_a_capability_that_no_prompt_has(posttrain: Command, words: t
     )
 
 
+@pytest.mark.parametrize(
+    ("shards", "line"),
+    [
+        (("gone.parquet",), "r/rl/rollouts/gone.parquet: missing; the checkpoint counts on it: put it back, or choose"),
+        ((), "r/rl/checkpoints/step-000005/sampler.npz: no state of a sampler ("),
+    ],
+    ids=["no shard", "no sampler"],
+)
+def test_a_resume_that_fails_gives_up_no_later_checkpoint(
+    posttrain: Command, tmp_path: Path, shards: tuple[str, ...], line: str
+) -> None:
+    config, base = load_config("tiny"), resolve_model("tiny:base")
+    run = RunDir("r", config)
+    for step in (5, 10):
+        with run.new_checkpoint("rl", step, base, keep=2) as directory:
+            shutil.copytree(base, directory, dirs_exist_ok=True)
+            RLState(step, fixed_settings(config), {}, Watermark(), shards, {}).write(directory)
+    before = files(run.path)
+    words = ("--run", "r", "--resume", "r/rl/checkpoints/step-000005", "seed=8")
+    assert fails(posttrain("rl", "tiny", *words)).removeprefix(f"{tmp_path}/").startswith(line)
+    assert files(run.path) == before
+
+
 def test_starting_a_stage_on_a_damaged_checkpoint(posttrain: Command, trained: Path) -> None:
     shutil.rmtree(trained / "rl")
     (trained / "sft/checkpoints/step-000005/model.safetensors").write_bytes(b"cut off")

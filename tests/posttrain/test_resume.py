@@ -24,6 +24,7 @@ from posttrain.resume import begun_groups, pending_draws
 from posttrain.rl import Controller, Step
 from posttrain.rl_state import UNDER_WAY, RLState
 from posttrain.slots import Draw, Judged
+from rollouts.errors import CheckpointError
 from rollouts.recorder import write_shard
 from rollouts.types import Prompt, Rollout, RolloutGroup
 from tests.posttrain.simulation import (
@@ -402,6 +403,29 @@ def test_a_judged_group_is_kept_though_its_prompt_has_left_the_window(tmp_path: 
     whole = PromptSampler(sampler.prompts, "uniform", group_size=2, seed=0)
     removed = pending_draws(state, whole, InstructionPools(), tmp_path).removed
     assert [row.prompt_id for row in removed] == ["math-900", "math-901"]
+
+
+@pytest.mark.parametrize(
+    ("shard", "problem"),
+    [(None, "do not hold the group of draw 1; choose another one"), (b"PAR1", "cannot be read (")],
+    ids=["another's", "cut off"],
+)
+def test_shards_that_lack_a_group_are_one_line(tmp_path: Path, shard: bytes | None, problem: str) -> None:
+    sampler = PromptSampler(make_prompts(math=2), "uniform", group_size=2, seed=0)
+    ledger = Ledger(tmp_path / "x.db")
+    ledger.begin(0, Watermark())
+    for draw_id in range(2):
+        ledger.drawn(draw_id, f"math-{draw_id}", "math", 0)
+        ledger.judged(draw_id, "admitted", None, 1, 2, 2)
+    rollouts = [Rollout([7], [True], [-1.0], [(0, 1, 0)], "stop", "x")] * 2
+    write_shard(tmp_path / "a.parquet", [RolloutGroup(0, sampler.prompts[0], [1], rollouts)])
+    if shard is not None:
+        (tmp_path / "a.parquet").write_bytes(shard)
+    state = RLState(0, {}, {}, ledger.watermark(2), ("a.parquet",), {})
+    with pytest.raises(CheckpointError) as error:
+        pending_draws(state, sampler, InstructionPools(), tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}: the shards of the checkpoint {problem}")
+    assert "\n" not in str(error.value)
 
 
 def test_pending_draws_are_asked_under_the_instructions_that_the_ledger_names(tmp_path: Path) -> None:
