@@ -149,10 +149,13 @@ class Controller:
         """
         self.next_draw = next_draw
         self._without_signal.update(state["without_signal"])
-        for capability, since in state["lent_since"].items():
-            if capability in self.slots.weights:
-                self.slots.lend(capability)
-                self._lent_since[capability] = since
+        lent = {name: since for name, since in state["lent_since"].items() if name in self.slots.weights}
+        if lent.keys() == self.slots.weights.keys():  # those that they lent to are gone: another try
+            self._without_signal.clear()
+            lent = {}
+        for capability, since in lent.items():
+            self.slots.lend(capability)
+            self._lent_since[capability] = since
         for capability in set(state["probing"]) & self.slots.lent:
             self.slots.probe(capability)
         for draw, judged in pending:

@@ -364,6 +364,13 @@ def test_a_synchronous_run_tries_again_who_lends_its_share_when_it_would_have(
     assert trained(broken) == trained(whole)
 
 
+def test_capabilities_that_lent_their_share_to_one_that_is_gone_have_it_back(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "x.db", make_prompts(code=40), SimulatedWorkers(RATE), steps=3, max_rejected_in_a_row=30)
+    state = {"without_signal": {"math": 0, "code": 30}, "lent_since": {"code": 4}, "probing": ["code"]}
+    run.controller.restore(state, 0, [])
+    assert [len(batch) for batch in run.go().batches] == [8] * 3
+
+
 def test_a_group_that_grew_too_old_while_its_capability_lends_is_stale(tmp_path: Path) -> None:
     run = make_run(tmp_path / "x.db", make_prompts(math=9, code=9), SimulatedWorkers(RATE), max_staleness=1)
     controller, sampler = run.controller, run.sampler
