@@ -23,7 +23,7 @@ from posttrain.passk import (
     summary,
     tables,
 )
-from rollouts.errors import ConfigError, DataError
+from rollouts.errors import ConfigError, DataError, JudgeError
 from rollouts.generator import Request
 from rollouts.recorder import write_rows
 from rollouts.types import Prompt, Rollout, Score
@@ -75,6 +75,36 @@ async def test_every_prompt_is_sampled_once_as_rl_samples_it_and_counts_keep_the
     assert {request.n for request in requests} == {4}
     assert {request.sampling for request in requests} == {config.rl.sampling.sampling()}
     assert len({request.seed for request in requests}) == len(prompts)
+
+
+@pytest.mark.parametrize("last", ["some", "one"])
+async def test_what_cannot_be_judged_is_left_out_of_the_scan_and_counted(
+    last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though it be all of a chunk."""
+    prompts = [Prompt(f"p{index}", ({"role": "user", "content": str(index)},)) for index in range(2 * CHUNK + 1)]
+    unjudged = {2 * CHUNK, *(range(0, 100, 9) if last == "some" else ())}
+
+    def fails(prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
+        if int(prompt.prompt_id[1:]) in unjudged:
+            raise JudgeError(f"no verdict on {prompt.prompt_id}")
+        return judge(prompt, rollouts)
+
+    solved, _ = await count_solved(Engines(), Words(), prompts, fails, load_config("tiny"), 4)  # type: ignore[arg-type]
+    assert solved == [None if index in unjudged else index % 5 for index in range(len(prompts))]
+    line = f"{len(unjudged)} of {len(prompts)} prompts are left out, not judged; the last: no verdict on p"
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [3, 20 * CHUNK])
+async def test_a_reward_that_always_fails_ends_the_scan_early(count: int) -> None:
+    def fails(prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
+        raise JudgeError("no verdict")
+
+    prompts, engines = [Prompt(f"p{index}", ({"role": "user", "content": "1"},)) for index in range(count)], Engines()
+    with pytest.raises(JudgeError, match="no verdict"):
+        await count_solved(engines, Words(), prompts, fails, load_config("tiny"), 4)  # type: ignore[arg-type]
+    assert len(engines.asked) <= 3
 
 
 def test_the_table_holds_the_unbiased_estimates_and_the_buckets() -> None:
