@@ -14,12 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from curricula.buckets import BUCKETS, bucket_of
-from curricula.sampler import PromptSampler
 from posttrain import data
 from posttrain.adapters import whole_model
 from posttrain.cluster import Cluster, GeneratorPool, run
@@ -332,19 +330,3 @@ def check_matches(path: str, found: Mapping[str, tuple[int, int]], prompts: Sequ
             "data.prompts; scan those that RL trains on (an edited prompt is another prompt)"
         )
     return matched
-
-
-def observe_scan(sampler: PromptSampler, found: Mapping[str, tuple[int, int]], group_size: int) -> None:
-    """Gives a scan's outcomes to a sampler as groups of version 0.
-
-    Groups have the size of RL's own, and outcomes are in random order: which of the samples solved is not known.
-    """
-    if not found:
-        return
-    rng = np.random.default_rng(0)
-    for row, prompt in enumerate(sampler.prompts):
-        samples, solved = found.get(prompt.prompt_id, (0, 0))
-        outcomes = rng.permutation(np.arange(samples) < solved).tolist()
-        for start in range(0, samples, group_size):
-            sampler.observe(row, outcomes[start : start + group_size], 0)
-    sampler.review()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from posttrain.interrupt import Stopped, on_interrupt
 from posttrain.ledger import Ledger, Watermark
 from posttrain.metrics import MetricsLog
 from posttrain.parity import MAX_DRIFT, probable_causes
-from posttrain.passk import check_matches, observe_scan, read_scan
+from posttrain.passk import check_matches, read_scan
 from posttrain.placement import ROLES
 from posttrain.progress import bar, say
 from posttrain.resume import TakenUp, take_up
@@ -93,32 +92,35 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     else:
         prompts = data.window(config, renderer, say, checkpoint)
     heldout = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say) if config.rl.eval_every else []
-    rl, taken_up, known = config.rl, None, {}
-    sampler = PromptSampler(
-        prompts, rl.selection, rl.group_size, config.seed, Curriculum(**rl.curriculum.model_dump(), steps=rl.steps)
-    )
+    rl, taken_up = config.rl, None
+    curriculum = Curriculum(**rl.curriculum.model_dump(), steps=rl.steps)
+    sampler = PromptSampler(prompts, rl.selection, rl.group_size, config.seed, curriculum)
+    _take_scan(config, sampler, checkpoint is not None)
     if checkpoint and state:
         folder = rundir.stage("rl") / "rollouts"
         taken_up = take_up(checkpoint, state, sampler, data.instructions(config), folder, rl.group_size)
-    else:  # a checkpoint's statistics know it already
-        known = _scan(config, sampler.prompts)
     rundir.save_config()
     with Cluster.of(config, ROLES["rl"]) as cluster:
         stage = RLStage(config, rundir, cluster, renderer, parent, checkpoint, state)
-        newest: Path = run(stage.run(sampler, heldout[: rl.eval_prompts], known, taken_up))
+        newest: Path = run(stage.run(sampler, heldout[: rl.eval_prompts], taken_up))
         stage.workers.trainer.end()
         return newest
 
 
-def _scan(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[int, int]]:
-    """Samples and solved ones by prompt id, of the scan that the run starts from; empty without one."""
+def _take_scan(config: Config, sampler: PromptSampler, resumed: bool) -> None:
+    """Gives the sampler the scan that the run starts from, if there is one. The statistics of a resumed run know it of
+    what they hold, but not of what a window takes in later.
+    """
     path = config.rl.start_from_scan
-    if path is None:
-        return {}
+    if path is None or (resumed and sampler.window is None):
+        return
     found = read_scan(path)
-    matched = check_matches(path, found, prompts)
-    say(f"{path}: pass rates of {matched} of {len(prompts)} prompts; the others start unseen")
-    return found
+    if resumed:
+        sampler.scan = found
+        return
+    matched = check_matches(path, found, sampler.prompts)
+    say(f"{path}: pass rates of {matched} of {len(sampler.prompts)} prompts; the others start unseen")
+    sampler.observe_scan(found)
 
 
 class RLStage:
@@ -149,19 +151,12 @@ class RLStage:
         self._drawing: asyncio.Task[None] | None = None  # of the curriculum
         self._drawn = 0  # the version at which that began
 
-    async def run(
-        self,
-        sampler: PromptSampler,
-        heldout: list[Prompt],
-        known: Mapping[str, tuple[int, int]],
-        taken_up: TakenUp | None,
-    ) -> Path:
+    async def run(self, sampler: PromptSampler, heldout: list[Prompt], taken_up: TakenUp | None) -> Path:
         """Trains, with a checkpoint every so often and at the end, whatever ends it but an error.
 
         Args:
             sampler: of the prompts to train on.
             heldout: to evaluate on.
-            known: prompt id → samples and solved ones of a scan.
             taken_up: of the checkpoint to continue from, if there is one.
         """
         rl = self.config.rl
@@ -178,7 +173,6 @@ class RLStage:
         if self.state and taken_up:
             say(f"going on after step {version}: {voided} later draws are void; {taken_up}")
             self._restore(self.state, taken_up)
-        observe_scan(self.sampler, known, rl.group_size)
         self.curriculum = CurriculumLog(self.folder / CURRICULUM, version, self.sampler, self.controller.slots.asked)
         self.heldout, self.scorer = heldout, scorer_of(self.config, self.workers.graders)
         self.started = time.monotonic()

@@ -17,7 +17,6 @@ from posttrain.passk import (
     Scanned,
     check_matches,
     count_solved,
-    observe_scan,
     parse_k,
     read_scan,
     summary,
@@ -174,14 +173,14 @@ def test_the_statistics_know_what_the_scan_says(tmp_path: Path) -> None:
     assert found == {"b": (16, 4), "gone": (16, 9), "c": (16, 16)}
     assert check_matches(path, found, prompts) == 2
     sampler = Watched(prompts, "signal", group_size=4, seed=0)
-    observe_scan(sampler, found, 4)
+    sampler.observe_scan(found)
     assert [(row, size) for row, _, size in sampler.groups] == [(1, 4)] * 4 + [(2, 4)] * 4
     assert len({solved for row, solved, _ in sampler.groups if row == 1}) > 1  # not all that solve in one group
     views = [sampler.stats.view(row, 0) for row in range(3)]
     assert [(view.attempts, view.solves, view.last_version) for view in views] == [(0, 0, 0), (16, 4, 0), (16, 16, 0)]
     assert views[1].pass_rate < views[0].pass_rate < views[2].pass_rate  # the unseen one has the prior of its kind
     drawn = [sampler.draw("math", 0) for _ in range(2)]
-    observe_scan(sampler, {}, 4)  # as a resumed run does, with its draws in flight
+    sampler.observe_scan({})  # of no scan, with draws in flight
     assert [sampler.stats.view(row, 0) for row in range(3)] == views
     assert {*drawn, sampler.draw("math", 0)} == {0, 1, 2}
 
@@ -191,7 +190,7 @@ def test_what_was_all_or_nothing_in_a_scan_waits_for_its_retest() -> None:
     prompts = [Prompt(str(index), (), "math") for index in range(400)]
     known = {str(index): (4, 2 if index % 10 == 0 else 4 * (index % 10 < 7)) for index in range(400)}
     sampler = PromptSampler(prompts, "signal", group_size=8, seed=0)
-    observe_scan(sampler, known, 8)
+    sampler.observe_scan(known)
     drawn = [sampler.draw("math", 0) for _ in range(30)]
     assert sum(row % 10 == 0 for row in drawn) >= 28  # a few draws go to easy ones whatever is known
 
