@@ -75,6 +75,8 @@ class PromptSampler:
         self.selection = kind(self._stats, curriculum or Curriculum(), self._rng)
         self.name = f"{selection} in order" if in_order else selection  # what a state is of
         self._numbers = {name: number for number, name in enumerate(self._stats.capabilities)}
+        self.scan: Mapping[str, tuple[int, int]] = {}
+        """Prompt id → samples and solved ones, by the policy of version 0: of prompts that take a row from now on."""
         self._in_flight: Counter[int] = Counter()
         self._together = together(len(self.prompts))
         self._finished: list[tuple[int, Sequence[bool] | None, int]] = []  # draws that are still to be settled
@@ -140,6 +142,34 @@ class PromptSampler:
         if self.window is not None and drawn:
             self._renew(self.window, drawn)
 
+    def observe_scan(self, scan: Mapping[str, tuple[int, int]]) -> None:
+        """Starts from what a scan says of each prompt id: samples, and solved ones, as groups of version 0.
+
+        Groups have the size of the run's own, and outcomes are in random order: which of the samples solved is not
+        known. What a window takes in later has its scan by then.
+        """
+        self.scan = scan
+        if not scan:
+            return
+        for row, prompt in enumerate(self.prompts):
+            for outcomes in self._scanned(prompt):
+                self.observe(row, outcomes, 0)
+        self.review()
+
+    def _scanned(self, prompt: Prompt) -> list[list[bool]]:
+        """The groups of a prompt in the scan, the same ones whenever it is asked for."""
+        samples, solved = self.scan.get(prompt.prompt_id, (0, 0))
+        if not samples:
+            return []
+        rng = np.random.default_rng(list(prompt.prompt_id.encode()))
+        outcomes: list[bool] = rng.permutation(np.arange(samples) < solved).tolist()
+        size = self._stats.group_size
+        return [outcomes[start : start + size] for start in range(0, samples, size)]
+
+    def _enter_scan(self, row: int) -> None:
+        """What the scan says of a prompt that takes a row while the run is under way."""
+        self._stats.observe([(row, outcomes, 0) for outcomes in self._scanned(self.prompts[row])], alone=True)
+
     def review(self) -> None:
         """Puts prompts where they belong by all that is known by now, while none is in flight: when the first ones of a
         scan were entered, little was known of their kinds.
@@ -154,7 +184,8 @@ class PromptSampler:
         for row in self.selection.leaving(np.array(drawn)):
             prompt = window.replace(row)
             if prompt is not None:
-                self._stats.replace(row, prompt)
+                self._stats.replace(row, prompt, self.selection.version)
+                self._enter_scan(row)
                 replaced.append(row)
         self.selection.replaced(replaced)
 
@@ -183,6 +214,9 @@ class PromptSampler:
         rows, places = self._stats.load_state_dict(state)
         now = np.full(len(state["prompt_ids"]), NONE)
         now[places] = rows
+        new = np.setdiff1d(np.arange(len(self._stats.prompt_ids)), rows).tolist()
+        for row in new if self.scan else ():
+            self._enter_scan(row)
         self._rng.bit_generator.state = saved["rng"]
         self._in_flight.clear()
         self._finished.clear()
@@ -193,6 +227,8 @@ class PromptSampler:
             ahead = now[np.array(saved.get("ahead", ()), dtype=np.int64)]
             self.selection.restore(columns, saved["version"])
             self.selection.restore_ahead(ahead[ahead != NONE].tolist())
+            if self.scan:
+                self.selection.replaced(new)
         else:  # its columns mean something else
             self.selection.advance(saved["version"])
             self.review()

@@ -64,22 +64,27 @@ class Uniform:
     def leaving(self, rows_N: np.ndarray) -> list[int]:
         """Which prompts of a window make room for the next ones of the stream, now that draws of these have ended.
 
-        As many as it takes for enough of each capability to be unseen; first those that are not worth drawing, then
-        those that were seen longest ago. None that is in flight.
+        As many as it takes for enough of each capability to be unseen: first those that are not worth drawing, then
+        those that were seen longest ago, of which no more than there were draws, since where a scan tells of what
+        comes next none is unseen. None that is in flight.
         """
         leaving: list[int] = []
-        for capability in np.unique(self.stats.capability(rows_N)).tolist():
+        for capability, ended in zip(*np.unique(self.stats.capability(rows_N), return_counts=True), strict=True):
             sets = self.sets.sets[capability * self.sets_each : (capability + 1) * self.sets_each]
             rows_M = np.concatenate([np.array(rows, dtype=np.int64) for rows in sets])
             seen_M = rows_M[self.stats.attempts_P[rows_M] > 0]
             size = np.count_nonzero(self.stats.capability(np.arange(len(self.stats.kind_P))) == capability)
             missing = -(-size // FRESH) - (len(rows_M) - len(seen_M))
-            order = np.lexsort((self.stats.version_P[seen_M], ~self._retired(seen_M)))
-            leaving += seen_M[order[: max(missing, 0)]].tolist()
+            retired_M = self._retired(seen_M)
+            order = np.lexsort((np.maximum(self.stats.version_P[seen_M], self.stats.since_P[seen_M]), ~retired_M))
+            leaving += seen_M[order[: max(min(missing, np.count_nonzero(retired_M) + ended), 0)]].tolist()
         return leaving
 
     def replaced(self, rows: Sequence[int]) -> None:
-        """Other prompts are in these rows, which were never drawn."""
+        """Other prompts are in these rows, which were never drawn; of some a scan tells."""
+        seen_N = np.array([row for row in rows if self.stats.attempts_P[row]], dtype=np.int64)
+        if len(seen_N):
+            self.observed(seen_N)
         self.put(rows)
 
     def columns(self) -> dict[str, np.ndarray]:

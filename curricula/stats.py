@@ -93,16 +93,18 @@ class StatsTable:
         self.solves_P = np.zeros(count, dtype=np.int32)
         self.version_P = np.zeros(count, dtype=np.int32)
         self.last_P = np.zeros(count, dtype=np.int32)  # rollouts solved in the last group
+        self.since_P = np.zeros(count, dtype=np.int32)  # the version at which the prompt took its row
         self.seen_PD = np.zeros((count, len(decays)), dtype=np.float32)  # outcomes, faded up to version_P
         self.solved_PD = np.zeros((count, len(decays)), dtype=np.float32)
         self._weight_B = np.array([STAYS / len(decays)] * len(decays) + [1 - STAYS])
         self.weight_PB = np.tile(self._weight_B.astype(np.float32), (count, 1))
         self.weight_CB = np.tile(self._weight_B, (len(capabilities), 1))
 
-    def observe(self, groups: Sequence[tuple[int, Sequence[bool], int]]) -> None:
+    def observe(self, groups: Sequence[tuple[int, Sequence[bool], int]], alone: bool = False) -> None:
         """Adds groups: the row of each, its outcomes, and the policy version that it was drawn under.
 
-        Many together cost little more than one. They are entered in order where a row occurs again.
+        Many together cost little more than one. They are entered in order where a row occurs again. `alone`: nothing is
+        concluded for other prompts, since the policy is another one by now.
         """
         again = []
         first: dict[int, tuple[int, int, int]] = {}
@@ -114,25 +116,20 @@ class StatsTable:
                 first[row] = sum(outcomes), len(outcomes), version
         if first:
             solved, seen, version = np.array(list(first.values()), dtype=np.int32).T
-            self._observe(np.fromiter(first, dtype=np.int32), solved, seen, version)
+            self._observe(np.fromiter(first, dtype=np.int32), solved, seen, version, alone)
         if again:
-            self.observe(again)
+            self.observe(again, alone)
 
-    def _observe(self, rows_N: np.ndarray, solved_N: np.ndarray, seen_N: np.ndarray, version_N: np.ndarray) -> None:
-        kind, capability = self.kind_P[rows_N], self.capability(rows_N)
-        known, fits = self.attempts_P[rows_N] > 0, seen_N <= self.group_size
+    def _observe(
+        self, rows_N: np.ndarray, solved_N: np.ndarray, seen_N: np.ndarray, version_N: np.ndarray, alone: bool
+    ) -> None:
+        known = self.attempts_P[rows_N] > 0
         alpha, beta, weight = self._mixture(rows_N, version_N)
         weight *= np.exp(log_likelihood(solved_N[:, None], seen_N[:, None], alpha, beta))
         weight /= weight.sum(axis=1, keepdims=True)
         self.weight_PB[rows_N[known]] = weight[known]
-        for number in np.unique(capability[known]).tolist():
-            mine = weight[known & (capability == number)]
-            self.weight_CB[number] += (1 - (1 - LEARNING_RATE) ** len(mine)) * (
-                mine.mean(axis=0) - self.weight_CB[number]
-            )
-        again, first = known & fits, ~known & fits
-        self.moves.observe(self._move(rows_N[again]), solved_N[again], seen_N[again])
-        self.priors.observe(kind[first], solved_N[first], seen_N[first])
+        if not alone:
+            self._conclude(rows_N, solved_N, seen_N, weight, known)
         age = np.maximum(version_N - self.version_P[rows_N], 0)
         fade = np.array(self.decays) ** age[:, None]
         self.seen_PD[rows_N] = self.seen_PD[rows_N] * fade + seen_N[:, None]
@@ -142,8 +139,24 @@ class StatsTable:
         self.version_P[rows_N] += age
         self.last_P[rows_N] = np.rint(solved_N * (self.group_size / seen_N))
 
-    def replace(self, row: int, prompt: Prompt) -> None:
-        """Puts another prompt of the same capability into a row; nothing is known of it but its kind."""
+    def _conclude(
+        self, rows_N: np.ndarray, solved_N: np.ndarray, seen_N: np.ndarray, weight: np.ndarray, known: np.ndarray
+    ) -> None:
+        """What groups say of other prompts: how evidence lasts in their capability, what their kind is like, and what
+        follows upon which last group.
+        """
+        kind, capability, fits = self.kind_P[rows_N], self.capability(rows_N), seen_N <= self.group_size
+        for number in np.unique(capability[known]).tolist():
+            mine = weight[known & (capability == number)]
+            self.weight_CB[number] += (1 - (1 - LEARNING_RATE) ** len(mine)) * (
+                mine.mean(axis=0) - self.weight_CB[number]
+            )
+        again, first = known & fits, ~known & fits
+        self.moves.observe(self._move(rows_N[again]), solved_N[again], seen_N[again])
+        self.priors.observe(kind[first], solved_N[first], seen_N[first])
+
+    def replace(self, row: int, prompt: Prompt, version: int = 0) -> None:
+        """Puts another prompt of the same capability into a row at a version; nothing is known of it but its kind."""
         name = _name(prompt.domain, prompt.difficulty, prompt.source)
         if name not in self.kinds:
             self.kinds.append(name)
@@ -155,7 +168,7 @@ class StatsTable:
         self.prompt_ids[row] = prompt_id
         for name in self._COLUMNS:
             getattr(self, name)[row] = 0
-        self.weight_PB[row] = self._weight_B
+        self.weight_PB[row], self.since_P[row] = self._weight_B, version
 
     def capability(self, rows_N: np.ndarray) -> np.ndarray:
         """The number of each prompt's capability: [N]."""
@@ -219,7 +232,7 @@ class StatsTable:
         attempts, solves, last = int(self.attempts_P[row]), int(self.solves_P[row]), int(self.version_P[row])
         return PromptStats(self.prompt_ids[row].decode(), attempts, solves, float(alpha[0]), float(beta[0]), last)
 
-    _COLUMNS = ("attempts_P", "solves_P", "version_P", "last_P", "seen_PD", "solved_PD", "weight_PB")
+    _COLUMNS = ("attempts_P", "solves_P", "version_P", "last_P", "since_P", "seen_PD", "solved_PD", "weight_PB")
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all columns; rows by prompt id, so that they can be restored with other prompts."""
@@ -247,7 +260,8 @@ class StatsTable:
         else:
             _, rows, places = np.intersect1d(self.prompt_ids, state["prompt_ids"], return_indices=True)
         for name in self._COLUMNS:
-            getattr(self, name)[rows] = state[f"stats/{name}"][places]
+            if name != "since_P" or "stats/since_P" in state:  # else written by an older version
+                getattr(self, name)[rows] = state[f"stats/{name}"][places]
         self._remember_kinds(state)
         _, kinds, saved = np.intersect1d(self.kinds, state["kinds"], return_indices=True)
         _, capabilities, saved_capabilities = np.intersect1d(

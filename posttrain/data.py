@@ -65,6 +65,21 @@ def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say:
     return fitting
 
 
+def check_quotas(config: Config, found: Sequence[Prompt]) -> None:
+    """Checks that RL has prompts of each capability that it is to draw; a window on a stream checks its own.
+
+    Raises:
+        DataError: `rl.quotas` names another.
+    """
+    there = sorted({prompt.domain for prompt in found})
+    missing = sorted(set(config.rl.quotas or ()) - set(there))
+    if missing and config.data.prompts.window is None:
+        raise DataError(
+            f"{config.data.prompts.path}: no prompt of the capability '{missing[0]}' (there: {', '.join(there)}); "
+            "rl.quotas names it: add some, or take it out of there"
+        )
+
+
 def window(config: Config, renderer: Renderer, say: Callable[[str], None], checkpoint: Path | None) -> PromptWindow:
     """The window on `data.prompts` that RL draws from, as a checkpoint keeps it, if there is one.
 

@@ -124,6 +124,7 @@ def _checks(config: Config, model: str, folder: Path, load: Load) -> Iterator[Fi
     check_model(model, config.rl)
     renderer = Renderer(model)
     prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
+    data.check_quotas(config, prompts)
     parameters = count_parameters(model)
     with Cluster.of(config, ROLES["rl"]) as cluster:
         shared = Path(cluster.weights_path(0)).parent

@@ -155,6 +155,18 @@ def score_completions(
     Raises:
         JudgeError: none could.
     """
+    judged, failure = score_each(scorer, prompts, completions, at_once)
+    if failure is not None:
+        if not judged:
+            raise failure
+        tell_not_judged(len(prompts) - len(judged), len(prompts), failure)
+    return judged
+
+
+def score_each(
+    scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Sequence[Rollout]], at_once: int
+) -> tuple[list[int], JudgeError | None]:
+    """As `score_completions`, with the last failure to judge in the place of an error."""
     judged, failure = [], None
     with ThreadPoolExecutor(at_once) as threads:
         scoring = [threads.submit(scorer, *each) for each in zip(prompts, completions, strict=True)]
@@ -169,11 +181,12 @@ def score_completions(
             except BaseException:
                 threads.shutdown(cancel_futures=True)  # a mistake of the user's is told at once
                 raise
-    if failure is not None:
-        if not judged:
-            raise failure
-        say(f"{len(prompts) - len(judged)} of {len(prompts)} prompts are left out, not judged; the last: {failure}")
-    return judged
+    return judged, failure
+
+
+def tell_not_judged(count: int, prompts: int, failure: JudgeError) -> None:
+    """Says how many prompts could not be judged, and why the last one could not."""
+    say(f"{count} of {prompts} prompts are left out, not judged; the last: {failure}")
 
 
 def _rate(rollouts: Sequence[Rollout]) -> float:

@@ -14,23 +14,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from curricula.buckets import BUCKETS, bucket_of
-from curricula.sampler import PromptSampler
 from posttrain import data
 from posttrain.adapters import whole_model
 from posttrain.cluster import Cluster, GeneratorPool, run
 from posttrain.config import Config, resolve_model
-from posttrain.evaluate import pass_at_k, score_completions
+from posttrain.evaluate import pass_at_k, score_each, tell_not_judged
 from posttrain.placement import ROLES
 from posttrain.progress import bar, console, say
 from posttrain.reward import judged_at_once, scorer_of
 from posttrain.rundir import RunDir, check_model, write_json
 from rollouts.dotted import load_dotted
-from rollouts.errors import ConfigError, DataError
+from rollouts.errors import ConfigError, DataError, JudgeError
 from rollouts.generator import Request
 from rollouts.recorder import write_rows
 from rollouts.renderer import Renderer
@@ -185,14 +183,18 @@ async def count_solved(
     how many tokens were generated.
 
     `advance` is told of samples.
+
+    Raises:
+        JudgeError: none were judged, of all or of the first `CHUNK`.
     """
     solved: list[int | None] = [None] * len(prompts)
-    tokens = 0
+    tokens = failed = 0
+    last: JudgeError | None = None
     sampling, size = config.rl.sampling.sampling(), CHUNK * len(pool.actors)
     starts = iter(range(0, len(prompts), size))
 
     async def work() -> None:
-        nonlocal tokens
+        nonlocal tokens, failed, last
         for start in starts:
             part = prompts[start : start + size]
             requests = [
@@ -207,12 +209,17 @@ async def count_solved(
             ]
             completions = await pool.generate(requests)
             tokens += sum(sum(rollout.loss_mask) for group in completions for rollout in group)
-            judged = await asyncio.to_thread(score_completions, scorer, part, completions, judged_at_once(config))
+            judged, failure = await asyncio.to_thread(score_each, scorer, part, completions, judged_at_once(config))
             for index in judged:
                 solved[start + index] = sum(rollout.outcome for rollout in completions[index])
+            failed, last = failed + len(part) - len(judged), failure or last
+            if last is not None and failed >= min(CHUNK, len(prompts)) and all(count is None for count in solved):
+                raise last
             advance(samples * len(part))
 
     await asyncio.gather(*(work() for _ in range(CHUNKS_UNDER_WAY)))
+    if last is not None:
+        tell_not_judged(failed, len(prompts), last)
     return solved, tokens
 
 
@@ -323,19 +330,3 @@ def check_matches(path: str, found: Mapping[str, tuple[int, int]], prompts: Sequ
             "data.prompts; scan those that RL trains on (an edited prompt is another prompt)"
         )
     return matched
-
-
-def observe_scan(sampler: PromptSampler, found: Mapping[str, tuple[int, int]], group_size: int) -> None:
-    """Gives a scan's outcomes to a sampler as groups of version 0.
-
-    Groups have the size of RL's own, and outcomes are in random order: which of the samples solved is not known.
-    """
-    if not found:
-        return
-    rng = np.random.default_rng(0)
-    for row, prompt in enumerate(sampler.prompts):
-        samples, solved = found.get(prompt.prompt_id, (0, 0))
-        outcomes = rng.permutation(np.arange(samples) < solved).tolist()
-        for start in range(0, samples, group_size):
-            sampler.observe(row, outcomes[start : start + group_size], 0)
-    sampler.review()

@@ -94,7 +94,9 @@ def _check(config: Config) -> None:
     data.demonstrations(config)
     renderer = Renderer(base)
     for what, max_tokens in (("prompts", config.rl.sampling.max_tokens), ("heldout", config.eval.max_tokens)):
-        data.prompts(config, what, renderer, max_tokens, lambda _: None)
+        found = data.prompts(config, what, renderer, max_tokens, lambda _: None)
+        if what == "prompts":
+            data.check_quotas(config, found)
 
 
 def _trained(config: Config, rundir: RunDir, stage: str, train: Train) -> Path:

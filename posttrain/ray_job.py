@@ -31,9 +31,10 @@ def submit(arguments: Sequence[str], run: Path | None = None) -> int:
     from ray.job_submission import JobSubmissionClient
 
     address = os.environ["RAY_ADDRESS"]
-    arguments = [_absolute(word) for word in _without_run(arguments)]
+    run = run.resolve() if run else None
+    arguments = [_absolute(word, run) for word in _without_run(arguments)]
     if run is not None:
-        arguments += ["--run", str(run.resolve())]
+        arguments += ["--run", str(run)]
     command = " ".join(_quoted(word) for word in (sys.executable, "-m", "posttrain", *arguments))
     try:
         client = JobSubmissionClient(address)
@@ -66,8 +67,10 @@ def _without_run(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _absolute(word: str) -> str:
-    """A word, or the value of `key=VALUE`, that names what is here but not in the job's copy, in full."""
+def _absolute(word: str, run: Path | None = None) -> str:
+    """A word, or the value of `key=VALUE`, in full that names what is here but not in the job's copy, or in the run
+    directory, of which the job uses no copy.
+    """
     head, equals, value = word.rpartition("=")
     place, here = Path(value).expanduser(), Path.cwd()
     try:
@@ -77,6 +80,7 @@ def _absolute(word: str) -> str:
         return word
     full = place.resolve()
     copied = full.is_relative_to(here) and not set(full.relative_to(here).parts[:1]) & set(EXCLUDED)
+    copied = copied and not (run and full.is_relative_to(run))
     return word if copied else f"{head}{equals}{full}"
 
 

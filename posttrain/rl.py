@@ -144,21 +144,25 @@ class Controller:
             next_draw: the id of the next draw.
             pending: the draws that were neither trained nor rejected, in draw order, each with its group if it was
                 admitted; the others are made now, so that the slow ones do not go missing. What settings that have
-                changed since leave no room or time for is rejected as stale.
+                changed since leave no room or time for is rejected as stale, and so are groups of another size.
             oldest_versions: of the tokens that there are already of those, by draw id.
         """
         self.next_draw = next_draw
         self._without_signal.update(state["without_signal"])
-        for capability, since in state["lent_since"].items():
-            if capability in self.slots.weights:
-                self.slots.lend(capability)
-                self._lent_since[capability] = since
+        lent = {name: since for name, since in state["lent_since"].items() if name in self.slots.weights}
+        if lent.keys() == self.slots.weights.keys():  # those that they lent to are gone: another try
+            self._without_signal.clear()
+            lent = {}
+        for capability, since in lent.items():
+            self.slots.lend(capability)
+            self._lent_since[capability] = since
         for capability in set(state["probing"]) & self.slots.lent:
             self.slots.probe(capability)
         for draw, judged in pending:
             oldest = judged.oldest_version if judged else (oldest_versions or {}).get(draw.draw_id, self.version)
             known = draw.domain in self.slots.weights
-            if not known or not self.slots.fits(draw, oldest, self.version, self._oversample):
+            whole = judged is None or len(judged.outcomes) == self.config.group_size
+            if not (known and whole and self.slots.fits(draw, oldest, self.version, self._oversample)):
                 self._reject(draw, "stale", judged)
                 continue
             self.slots.take(draw)
@@ -168,6 +172,7 @@ class Controller:
                 self.sampler.hold(draw.row)
                 self._again.append(draw)
         self._reject_surplus()
+        self._at_new_version()  # a checkpoint is taken before the generators hold it
 
     def stop(self) -> None:
         """Asks the loop to end at the next step boundary."""
@@ -359,10 +364,14 @@ class Controller:
         return Step(self.version, reward, sum(outcomes) / len(outcomes), staleness, rejected, train)
 
     def _release(self, batch: Sequence[Judged]) -> None:
-        """Frees the slots of a batch that the generators have the weights of, and re-tests who lends its share."""
+        """Frees the slots of a batch that the generators have the weights of."""
         self.synced = self.version
         for judged in batch:
             self.slots.release(judged.draw)
+        self._at_new_version()
+
+    def _at_new_version(self) -> None:
+        """Rejects what is too old by now, and re-tests who lends its share. To do it again changes nothing."""
         for judged in self.slots.stale(self.version):
             self._reject(judged.draw, "stale", judged)
         for capability in self.slots.lent:

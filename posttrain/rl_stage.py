@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from posttrain.interrupt import Stopped, on_interrupt
 from posttrain.ledger import Ledger, Watermark
 from posttrain.metrics import MetricsLog
 from posttrain.parity import MAX_DRIFT, probable_causes
-from posttrain.passk import check_matches, observe_scan, read_scan
+from posttrain.passk import check_matches, read_scan
 from posttrain.placement import ROLES
 from posttrain.progress import bar, say
-from posttrain.resume import begun_groups, pending_draws
+from posttrain.resume import TakenUp, take_up
 from posttrain.reward import scorer_of
 from posttrain.rl import Controller, Step
 from posttrain.rl_state import LEDGER, UNDER_WAY, RLState, check_stands, fixed_settings, standing_checkpoint
@@ -89,28 +88,39 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     prompts: list[Prompt] | PromptWindow
     if config.data.prompts.window is None:
         prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
+        data.check_quotas(config, prompts)
     else:
         prompts = data.window(config, renderer, say, checkpoint)
     heldout = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say) if config.rl.eval_every else []
-    held = prompts.prompts if isinstance(prompts, PromptWindow) else prompts
-    known = _scan(config, held) if checkpoint is None else {}  # a checkpoint's statistics know it already
+    rl, taken_up = config.rl, None
+    curriculum = Curriculum(**rl.curriculum.model_dump(), steps=rl.steps)
+    sampler = PromptSampler(prompts, rl.selection, rl.group_size, config.seed, curriculum)
+    _take_scan(config, sampler, checkpoint is not None)
+    if checkpoint and state:
+        folder = rundir.stage("rl") / "rollouts"
+        taken_up = take_up(checkpoint, state, sampler, data.instructions(config), folder, rl.group_size)
     rundir.save_config()
     with Cluster.of(config, ROLES["rl"]) as cluster:
         stage = RLStage(config, rundir, cluster, renderer, parent, checkpoint, state)
-        newest: Path = run(stage.run(prompts, heldout[: config.rl.eval_prompts], known))
+        newest: Path = run(stage.run(sampler, heldout[: rl.eval_prompts], taken_up))
         stage.workers.trainer.end()
         return newest
 
 
-def _scan(config: Config, prompts: Sequence[Prompt]) -> dict[str, tuple[int, int]]:
-    """Samples and solved ones by prompt id, of the scan that the run starts from; empty without one."""
+def _take_scan(config: Config, sampler: PromptSampler, resumed: bool) -> None:
+    """Gives the sampler the scan that the run starts from, if there is one. The statistics of a resumed run know it of
+    what they hold, but not of what a window takes in later.
+    """
     path = config.rl.start_from_scan
-    if path is None:
-        return {}
+    if path is None or (resumed and sampler.window is None):
+        return
     found = read_scan(path)
-    matched = check_matches(path, found, prompts)
-    say(f"{path}: pass rates of {matched} of {len(prompts)} prompts; the others start unseen")
-    return found
+    if resumed:
+        sampler.scan = found
+        return
+    matched = check_matches(path, found, sampler.prompts)
+    say(f"{path}: pass rates of {matched} of {len(sampler.prompts)} prompts; the others start unseen")
+    sampler.observe_scan(found)
 
 
 class RLStage:
@@ -141,33 +151,28 @@ class RLStage:
         self._drawing: asyncio.Task[None] | None = None  # of the curriculum
         self._drawn = 0  # the version at which that began
 
-    async def run(
-        self, prompts: list[Prompt] | PromptWindow, heldout: list[Prompt], known: Mapping[str, tuple[int, int]]
-    ) -> Path:
+    async def run(self, sampler: PromptSampler, heldout: list[Prompt], taken_up: TakenUp | None) -> Path:
         """Trains, with a checkpoint every so often and at the end, whatever ends it but an error.
 
         Args:
-            prompts: to train on, or a window on a stream of them.
+            sampler: of the prompts to train on.
             heldout: to evaluate on.
-            known: prompt id → samples and solved ones of a scan.
+            taken_up: of the checkpoint to continue from, if there is one.
         """
         rl = self.config.rl
         await self.workers.ready()
         version = self.state.version if self.state else 0
         await self.workers.begin(version, str(self.checkpoint) if self.checkpoint else None)
-        curriculum = Curriculum(**rl.curriculum.model_dump(), steps=rl.steps)
-        self.sampler = PromptSampler(prompts, rl.selection, rl.group_size, self.config.seed, curriculum)
+        self.sampler, self.ledger = sampler, Ledger(self.rundir.path / LEDGER)
         if self.checkpoint is not None:  # first: killed before the ledger has voided what came later, it would count
             self.rundir.give_up_after(self.checkpoint)
-        self.ledger = Ledger(self.rundir.path / LEDGER)
         voided = self.ledger.begin(version, self.state.watermark if self.state else Watermark())
         self.log.drop_after(version if self.state else None)
         pools = data.instructions(self.config)
         self.controller = Controller(rl, self.sampler, self.workers, self.ledger, version, pools)
-        if self.state:
-            restored = self._restore(self.state)
-            say(f"going on after step {version}: {voided} later draws are void; {restored}")
-        observe_scan(self.sampler, known, rl.group_size)
+        if self.state and taken_up:
+            say(f"going on after step {version}: {voided} later draws are void; {taken_up}")
+            self._restore(self.state, taken_up)
         self.curriculum = CurriculumLog(self.folder / CURRICULUM, version, self.sampler, self.controller.slots.asked)
         self.heldout, self.scorer = heldout, scorer_of(self.config, self.workers.graders)
         self.started = time.monotonic()
@@ -182,11 +187,9 @@ class RLStage:
             raise Stopped(f"rl stopped after step {self.controller.version} of {rl.steps}; {newest} holds it")
         return newest
 
-    def _restore(self, state: RLState) -> str:
-        """Gives the loop what the checkpoint kept, as far as the prompts are still there; says what that was."""
-        assert self.checkpoint is not None
-        restored = self.sampler.load(self.checkpoint)
-        pending = pending_draws(state, self.sampler, self.controller.instructions, self.folder / "rollouts")
+    def _restore(self, state: RLState, taken_up: TakenUp) -> None:
+        """Gives the loop what the checkpoint kept."""
+        pending, begun = taken_up.pending, taken_up.begun
         for row in pending.removed:
             solved, rollouts, tokens = (value or 0 for value in (row.solved, row.rollouts, row.tokens))
             self.ledger.judged(row.draw_id, "rejected", "removed", solved, rollouts, tokens)
@@ -194,16 +197,11 @@ class RLStage:
         draws = [
             (draw, Judged.of(draw, group, self.workers.keep(group)) if group else None) for draw, group in pending.draws
         ]
-        begun = begun_groups(self.checkpoint, [draw for draw, group in pending.draws if group is None])
         self.workers.go_on({draw_id: group.rollouts for draw_id, group in begun.items()})
         oldest = {draw_id: min(group.versions) for draw_id, group in begun.items()}
         self.controller.restore(state.controller, state.watermark.next_draw, draws, oldest)
-        return (
-            f"{pending.admitted} groups wait to be trained, {len(begun)} draws go on where they stood"
-            f", {len(draws) - pending.admitted - len(begun)} are made again"
-            + f", {len(pending.removed)} were of prompts that are gone" * bool(pending.removed)
-            + f"; prompts: {restored}" * bool(restored.removed or restored.new)
-        )
+        pending.draws.clear()  # the groups are Ray's by now; here they would be in memory as long as the run lives
+        begun.clear()
 
     async def _finish(self) -> Path:
         newest = self.rundir.newest("rl")

@@ -215,7 +215,7 @@ class RunDir:
         """The checkpoint to continue a stage from: `auto` is the newest, anything else a directory.
 
         Raises:
-            CheckpointError: the directory is not a complete checkpoint of this stage.
+            CheckpointError: the directory is not a complete checkpoint of this stage of this run.
         """
         if resume is None:
             return None
@@ -225,6 +225,9 @@ class RunDir:
         manifest = Manifest.read(found)
         if manifest.stage != stage:
             raise CheckpointError(f"{found}: a checkpoint of stage '{manifest.stage}', not '{stage}'")
+        if found.absolute().parent.resolve() != (self.path / stage / "checkpoints").resolve():
+            problem = f"a checkpoint of another run than {self.path}"
+            raise CheckpointError(f"{found}: {problem}; name that one by --run, or start a new run with model={found}")
         return found
 
     def give_up_after(self, checkpoint: Path) -> None:

@@ -107,6 +107,7 @@ class Generator:
         self._tokenizer = self._engine.get_tokenizer()
         self._commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._waiting: dict[str, tuple[Request, asyncio.AbstractEventLoop, asyncio.Future[list[Rollout]]]] = {}
+        self._whole: dict[int, dict[int, Rollout]] = {}  # of draws that are gone on from: what waits for its others
         self._ids = itertools.count()
         self._tokens = 0
         self._busy_seconds = 0.0
@@ -154,9 +155,19 @@ class Generator:
         if request.conversation is not None:
             found = await asyncio.gather(*(self._converse(each, request.conversation) for each in left))
         else:
-            found = await self._sample(left)
+            found = await self._sample_rest(left, request.draw_id)
         others = iter(found)
         return [each if each.finish_reason else next(others)[0] for each in begun]
+
+    async def _sample_rest(self, requests: Sequence[Request], draw_id: int | None) -> list[list[Rollout]]:
+        """`_sample` for what is left of a draw, of which `under_way` tells until all is there."""
+        if draw_id is None:
+            return await self._sample(requests)
+        self._whole[draw_id] = {}
+        try:
+            return await self._sample(requests)
+        finally:
+            del self._whole[draw_id]
 
     def _open(self, rollout: Rollout, sampling: Sampling) -> Rollout:
         """What of a completion can be gone on from: nothing where it is too long already, since the limit was higher.
@@ -388,6 +399,8 @@ class Generator:
             request, loop, future = self._waiting.pop(output.request_id)
             rollouts = [_scored(request, output)] if request.scored else self._rollouts(request, output)
             done.setdefault(loop, []).append((future, rollouts))
+            if request.draw_id is not None and (whole := self._whole.get(request.draw_id)) is not None:
+                whole[request.first] = rollouts[0]
         for loop, results in done.items():
             loop.call_soon_threadsafe(_resolve_all, results)
 
@@ -411,7 +424,7 @@ class Generator:
 
     def _so_far(self) -> dict[int, dict[int, Rollout]]:
         """See `under_way`. vLLM keeps a request's tokens where it makes its output, which is asked for at its end."""
-        found: dict[int, dict[int, Rollout]] = {}
+        found = {draw_id: dict(rollouts) for draw_id, rollouts in self._whole.copy().items()}
         for state in self._engine.output_processor.request_states.values():
             request = self._waiting[state.external_req_id][0]
             if request.draw_id is None:

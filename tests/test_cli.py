@@ -11,6 +11,8 @@ import pytest
 
 from posttrain import cli
 from posttrain.config import load_config, resolve_model
+from posttrain.ledger import Watermark
+from posttrain.rl_state import RLState, fixed_settings
 from posttrain.rundir import Manifest, RunDir
 from rollouts.errors import DataError
 from rollouts.recorder import write_rows
@@ -225,6 +227,45 @@ def test_resuming_from_an_incomplete_checkpoint(
 def test_resuming_from_another_stages_checkpoint(posttrain: Command, trained: Path) -> None:
     line = fails(posttrain("rl", "tiny", "--run", "r", "--resume", "r/sft/checkpoints/step-000005"))
     assert line == "r/sft/checkpoints/step-000005: a checkpoint of stage 'sft', not 'rl'"
+
+
+@pytest.mark.parametrize("words", [("rl",), ("run",), ("doctor",), ("rl", "--resume", "auto")], ids=" ".join)
+def test_a_quota_of_a_capability_that_no_prompt_has(posttrain: Command, words: tuple[str, ...]) -> None:
+    config = load_config("tiny")
+    if "--resume" in words:
+        base = resolve_model("tiny:base")
+        with RunDir("r", config).new_checkpoint("rl", 5, base, keep=2) as directory:
+            shutil.copytree(base, directory, dirs_exist_ok=True)
+            RLState(5, fixed_settings(config), {}, Watermark(), (), {}).write(directory)
+    command, *others = words
+    line = fails(posttrain(command, "tiny", "--run", "r", *others, "rl.quotas={math: 2, maths: 1, lore: 1}"))
+    assert line == (
+        "tiny:rl: no prompt of the capability 'lore' (there: code, math, reasoning); rl.quotas names it: add some, or "
+        "take it out of there"
+    )
+
+
+@pytest.mark.parametrize(
+    ("shards", "line"),
+    [
+        (("gone.parquet",), "r/rl/rollouts/gone.parquet: missing; the checkpoint counts on it: put it back, or choose"),
+        ((), "r/rl/checkpoints/step-000005/sampler.npz: no state of a sampler ("),
+    ],
+    ids=["no shard", "no sampler"],
+)
+def test_a_resume_that_fails_gives_up_no_later_checkpoint(
+    posttrain: Command, tmp_path: Path, shards: tuple[str, ...], line: str
+) -> None:
+    config, base = load_config("tiny"), resolve_model("tiny:base")
+    run = RunDir("r", config)
+    for step in (5, 10):
+        with run.new_checkpoint("rl", step, base, keep=2) as directory:
+            shutil.copytree(base, directory, dirs_exist_ok=True)
+            RLState(step, fixed_settings(config), {}, Watermark(), shards, {}).write(directory)
+    before = files(run.path)
+    words = ("--run", "r", "--resume", "r/rl/checkpoints/step-000005", "seed=8")
+    assert fails(posttrain("rl", "tiny", *words)).removeprefix(f"{tmp_path}/").startswith(line)
+    assert files(run.path) == before
 
 
 def test_starting_a_stage_on_a_damaged_checkpoint(posttrain: Command, trained: Path) -> None:

@@ -126,10 +126,11 @@ def test_without_retired_ones_those_seen_longest_ago_leave(selection: str) -> No
     one = sampler(selection, 16)
     for row in range(16):
         one.observe(row, [True, False] * 4, 15 - row)
-    row = one.draw("math", 16)
-    one.observe(row, [True, False] * 4, 16)
+    drawn = [one.draw("math", 16) for _ in range(2)]
+    for row in drawn:
+        one.observe(row, [True, False] * 4, 16)
     _ = one.stats
-    oldest = [each for each in (15, 14, 13) if each != row][:2]
+    oldest = [each for each in (15, 14, 13, 12) if each not in drawn][:2]
     assert {each for each in range(16) if asked(one.prompts[each]) != each} == set(oldest)
 
 
@@ -220,3 +221,60 @@ def test_a_run_may_go_on_with_a_window_and_without(tmp_path: Path) -> None:
     again = sampler("uniform", 16, directory=tmp_path)
     assert again.load(tmp_path).kept == 16
     assert again.stats.attempts_P.tolist() == whole.stats.attempts_P[:16].tolist()
+
+
+def scan(count: int) -> dict[str, tuple[int, int]]:
+    """Of the first prompts of the stream: 16 samples of each, solved as often as its rate says."""
+    prompts = stream(rows(end=count)).first(count, 10)
+    return {prompt.prompt_id: (16, round(16 * (asked(prompt) % SOLVABLE) / (SOLVABLE - 1))) for prompt in prompts}
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_prompts_have_their_scan_when_they_take_a_row_and_only_once(selection: str, tmp_path: Path) -> None:
+    one, known = sampler(selection, 24), scan(70)
+    one.observe_scan(known)
+    drawn = Counter(draw(one, range(3)))
+    one.save(tmp_path)
+    other = sampler(selection, 24, directory=tmp_path)
+    other.scan = known
+    other.load(tmp_path)
+    later = draw(one, range(3, 5))
+    assert draw(other, range(3, 5)) == later
+    drawn.update(later)
+    for each in (one, other):
+        numbers = [asked(prompt) for prompt in each.prompts]
+        assert sum(24 <= number < 70 for number in numbers) > 4
+        assert each.stats.attempts_P.tolist() == [16 * (number < 70) + 8 * drawn[number] for number in numbers]
+
+
+def test_what_is_hopeless_by_a_scan_leaves_at_once_and_of_the_rest_one_for_each_draw() -> None:
+    one = sampler("signal", 40)
+    one.observe_scan(scan(2000))
+    drawn = draw(one, range(8))
+    hopeless = {number for number in range(2000) if number % SOLVABLE in (0, SOLVABLE - 1)}
+    held = {asked(prompt) for prompt in one.prompts}
+    left = {number for number in range(max(held)) if number not in held}
+    assert len(drawn) / 2 < len(left - hopeless) <= len(drawn)
+    assert len(held & hopeless) <= 5  # an eighth, which are the next to leave
+    assert sum(number in hopeless for number in drawn) < len(drawn) / 10
+
+
+def test_a_scan_that_is_told_late_says_nothing_of_other_prompts() -> None:
+    one = sampler("signal", 24)
+    one.observe_scan(scan(24))
+    kinds, moves = one.stats.priors.counts_KG.sum(), one.stats.moves.counts_KG.sum()
+    one.scan = dict.fromkeys(scan(90), (16, 16))
+    for row in [one.draw("math", 1) for _ in range(4)]:
+        one.observe(row, None, 1)
+    assert (one.stats.attempts_P == 16).all()
+    assert max(asked(prompt) for prompt in one.prompts) > 24
+    assert (one.stats.priors.counts_KG.sum(), one.stats.moves.counts_KG.sum()) == (kinds, moves)
+
+
+def test_of_what_a_scan_tells_that_it_is_worth_drawing_the_oldest_leaves() -> None:
+    one = sampler("signal", 16)
+    one.observe_scan(dict.fromkeys(scan(500), (16, 8)))
+    drawn = draw(one, range(1, 6), each=4)
+    numbers = [asked(prompt) for prompt in one.prompts]
+    assert max(numbers) == 16 + len(drawn) - 1
+    assert {number for number in numbers if number < 16} <= set(drawn)

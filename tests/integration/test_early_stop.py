@@ -169,7 +169,7 @@ def test_what_was_under_way_goes_on_where_it_stood(workers: Watched, tmp_path: P
         await asyncio.gather(*making, return_exceptions=True)
 
     run(killed())
-    begun = begun_groups(tmp_path, draws)
+    begun = begun_groups(tmp_path, draws, config.rl.group_size)
     assert len(begun) > 4
     run(workers.begin(3, None))  # the same weights
     workers.go_on({draw_id: group.rollouts for draw_id, group in begun.items()})

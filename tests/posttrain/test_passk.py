@@ -17,13 +17,12 @@ from posttrain.passk import (
     Scanned,
     check_matches,
     count_solved,
-    observe_scan,
     parse_k,
     read_scan,
     summary,
     tables,
 )
-from rollouts.errors import ConfigError, DataError
+from rollouts.errors import ConfigError, DataError, JudgeError
 from rollouts.generator import Request
 from rollouts.recorder import write_rows
 from rollouts.types import Prompt, Rollout, Score
@@ -75,6 +74,36 @@ async def test_every_prompt_is_sampled_once_as_rl_samples_it_and_counts_keep_the
     assert {request.n for request in requests} == {4}
     assert {request.sampling for request in requests} == {config.rl.sampling.sampling()}
     assert len({request.seed for request in requests}) == len(prompts)
+
+
+@pytest.mark.parametrize("last", ["some", "one"])
+async def test_what_cannot_be_judged_is_left_out_of_the_scan_and_counted(
+    last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though it be all of a chunk."""
+    prompts = [Prompt(f"p{index}", ({"role": "user", "content": str(index)},)) for index in range(2 * CHUNK + 1)]
+    unjudged = {2 * CHUNK, *(range(0, 100, 9) if last == "some" else ())}
+
+    def fails(prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
+        if int(prompt.prompt_id[1:]) in unjudged:
+            raise JudgeError(f"no verdict on {prompt.prompt_id}")
+        return judge(prompt, rollouts)
+
+    solved, _ = await count_solved(Engines(), Words(), prompts, fails, load_config("tiny"), 4)  # type: ignore[arg-type]
+    assert solved == [None if index in unjudged else index % 5 for index in range(len(prompts))]
+    line = f"{len(unjudged)} of {len(prompts)} prompts are left out, not judged; the last: no verdict on p"
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [3, 20 * CHUNK])
+async def test_a_reward_that_always_fails_ends_the_scan_early(count: int) -> None:
+    def fails(prompt: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
+        raise JudgeError("no verdict")
+
+    prompts, engines = [Prompt(f"p{index}", ({"role": "user", "content": "1"},)) for index in range(count)], Engines()
+    with pytest.raises(JudgeError, match="no verdict"):
+        await count_solved(engines, Words(), prompts, fails, load_config("tiny"), 4)  # type: ignore[arg-type]
+    assert len(engines.asked) <= 3
 
 
 def test_the_table_holds_the_unbiased_estimates_and_the_buckets() -> None:
@@ -144,14 +173,14 @@ def test_the_statistics_know_what_the_scan_says(tmp_path: Path) -> None:
     assert found == {"b": (16, 4), "gone": (16, 9), "c": (16, 16)}
     assert check_matches(path, found, prompts) == 2
     sampler = Watched(prompts, "signal", group_size=4, seed=0)
-    observe_scan(sampler, found, 4)
+    sampler.observe_scan(found)
     assert [(row, size) for row, _, size in sampler.groups] == [(1, 4)] * 4 + [(2, 4)] * 4
     assert len({solved for row, solved, _ in sampler.groups if row == 1}) > 1  # not all that solve in one group
     views = [sampler.stats.view(row, 0) for row in range(3)]
     assert [(view.attempts, view.solves, view.last_version) for view in views] == [(0, 0, 0), (16, 4, 0), (16, 16, 0)]
     assert views[1].pass_rate < views[0].pass_rate < views[2].pass_rate  # the unseen one has the prior of its kind
     drawn = [sampler.draw("math", 0) for _ in range(2)]
-    observe_scan(sampler, {}, 4)  # as a resumed run does, with its draws in flight
+    sampler.observe_scan({})  # of no scan, with draws in flight
     assert [sampler.stats.view(row, 0) for row in range(3)] == views
     assert {*drawn, sampler.draw("math", 0)} == {0, 1, 2}
 
@@ -161,7 +190,7 @@ def test_what_was_all_or_nothing_in_a_scan_waits_for_its_retest() -> None:
     prompts = [Prompt(str(index), (), "math") for index in range(400)]
     known = {str(index): (4, 2 if index % 10 == 0 else 4 * (index % 10 < 7)) for index in range(400)}
     sampler = PromptSampler(prompts, "signal", group_size=8, seed=0)
-    observe_scan(sampler, known, 8)
+    sampler.observe_scan(known)
     drawn = [sampler.draw("math", 0) for _ in range(30)]
     assert sum(row % 10 == 0 for row in drawn) >= 28  # a few draws go to easy ones whatever is known
 

@@ -22,3 +22,11 @@ def test_what_the_jobs_copy_lacks_is_named_in_full(tmp_path: Path, monkeypatch: 
         "eval", f"{tmp_path}/here/runs/r", "--config", "mine.yaml", f"data.heldout.path={tmp_path}/rows.jsonl",
         "rl.steps=3", "x" * 5000,
     ]  # fmt: skip
+
+
+def test_what_is_in_the_run_directory_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine/rl").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert _absolute("mine/rl") == "mine/rl"
+    assert _absolute("mine/rl", tmp_path / "mine") == f"{tmp_path}/mine/rl"
+    assert _absolute("mine/rl", tmp_path / "other") == "mine/rl"

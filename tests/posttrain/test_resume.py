@@ -20,13 +20,23 @@ from curricula.stream import PromptStream
 from curricula.window import PromptWindow
 from posttrain.config import RLConfig
 from posttrain.ledger import Ledger, Watermark
-from posttrain.resume import pending_draws
+from posttrain.resume import begun_groups, pending_draws
 from posttrain.rl import Controller, Step
-from posttrain.rl_state import RLState
+from posttrain.rl_state import UNDER_WAY, RLState
 from posttrain.slots import Draw, Judged
+from rollouts.errors import CheckpointError
 from rollouts.recorder import write_shard
 from rollouts.types import Prompt, Rollout, RolloutGroup
-from tests.posttrain.simulation import Begun, Sampled, SimulatedWorkers, Timing, make_prompts, mixing, simulate
+from tests.posttrain.simulation import (
+    Begun,
+    Sampled,
+    SimulatedWorkers,
+    Timing,
+    make_prompts,
+    make_run,
+    mixing,
+    simulate,
+)
 
 PROMPTS = make_prompts(math=300, code=300)
 RATE = mixing(math=0.9, code=0.4)
@@ -88,7 +98,8 @@ class Lineage:
         timing = Timing(per_token=self.per_token * (1 + 0.1 * (self.lives % 7)))
         luck = self.lives if self.fresh_lengths else 0
         workers = SimulatedWorkers(
-            self.rate, timing=timing, latency_seed=luck, trainer_version=version, version=version,
+            self.rate, self.config.group_size, timing=timing, latency_seed=luck,
+            trainer_version=version, version=version,
             begun=self.checkpoint.begun if self.checkpoint and self.goes_on else {},
         )  # fmt: skip
         ledger = Ledger(self.path)
@@ -282,6 +293,40 @@ def test_settings_that_leave_no_room_reject_the_surplus_as_stale(tmp_path: Path)
     assert [row.draw_id for row in rows] == list(range(len(rows)))
 
 
+@pytest.mark.parametrize("group_size", [3, 6])
+def test_judged_groups_of_another_size_are_stale_and_draws_under_way_are_made_at_the_new_one(
+    tmp_path: Path, group_size: int
+) -> None:
+    run = lineage(tmp_path / "x.db", max_staleness=4, order="ready")
+    run.live(60)
+    assert run.checkpoint is not None
+    before = run.checkpoint.version
+    pending = {row["draw_id"]: row["state"] for row in run.checkpoint.watermark["pending"]}
+    assert {"drawn", "admitted"} == set(pending.values())
+    run.live(group_size=group_size)
+    sizes = [{len(sampled.outcomes) for sampled in batch} for batch in run.batches]
+    assert sizes == [{4}] * before + [{group_size}] * (30 - before)
+    again = Ledger(run.path, read_only=True).rows("voided_by IS NULL")
+    for row in again:
+        if pending.get(row.draw_id) == "admitted":
+            assert (row.state, row.reason, row.rollouts) == ("rejected", "stale", 4)
+        elif pending.get(row.draw_id) == "drawn" and row.rollouts:
+            assert row.rollouts == group_size
+    assert len({row.draw_id for row in again if row.step and pending.get(row.draw_id) == "drawn"}) > 2
+
+
+def test_of_a_group_that_was_larger_its_first_rollouts_go_on(tmp_path: Path) -> None:
+    prompts = make_prompts(math=2)
+    parts = [Rollout([7] * length, [True] * length, [-1.0] * length, [(0, length, 5)] if length else [], "", "")
+             for length in (2, 0, 3)]  # fmt: skip
+    groups = [RolloutGroup(0, prompts[0], [1], parts, 5), RolloutGroup(1, prompts[1], [1], parts[1:], 5)]
+    write_shard(tmp_path / UNDER_WAY, groups)
+    draws = [Draw(number, number, prompts[number], 5) for number in range(2)]
+    found = begun_groups(tmp_path, draws, 4)
+    assert {draw_id: group.rollouts for draw_id, group in found.items()} == {0: parts, 1: parts[1:]}
+    assert {draw_id: group.rollouts for draw_id, group in begun_groups(tmp_path, draws, 1).items()} == {0: parts[:1]}
+
+
 def test_a_synchronous_run_may_go_on_from_an_asynchronous_one(tmp_path: Path) -> None:
     run = lineage(tmp_path / "x.db", max_staleness=3)
     run.live(60)
@@ -300,6 +345,44 @@ def test_a_capability_that_lends_its_share_still_does(tmp_path: Path) -> None:
     controller = run.live()
     assert controller.slots.lent == {"useless"}
     assert {sampled.draw.domain for batch in run.batches[-3:] for sampled in batch} == {"math"}
+
+
+@pytest.mark.parametrize("kind", [{"longest": 200}, {"longest": 60, "stopped": True}])
+def test_a_synchronous_run_tries_again_who_lends_its_share_when_it_would_have(
+    tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    runs = []
+    for times in (0, 8):
+        run = lineage(tmp_path / f"{times}.db", max_staleness=0, max_rejected_in_a_row=10, retest_every=3)
+        run.prompts = make_prompts(math=300, late=300)
+        run.rate = lambda prompt, version: 0.5 if prompt.capability == "math" or version >= 14 else 0.0
+        runs.append(run.killed(times, **kind))
+    whole, broken = runs
+    lending = [{sampled.draw.domain for sampled in batch} == {"math"} for batch in whole.batches]
+    assert sum(lending) > 10
+    assert not lending[-1]
+    assert trained(broken) == trained(whole)
+
+
+def test_capabilities_that_lent_their_share_to_one_that_is_gone_have_it_back(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "x.db", make_prompts(code=40), SimulatedWorkers(RATE), steps=3, max_rejected_in_a_row=30)
+    state = {"without_signal": {"math": 0, "code": 30}, "lent_since": {"code": 4}, "probing": ["code"]}
+    run.controller.restore(state, 0, [])
+    assert [len(batch) for batch in run.go().batches] == [8] * 3
+
+
+def test_a_group_that_grew_too_old_while_its_capability_lends_is_stale(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "x.db", make_prompts(math=9, code=9), SimulatedWorkers(RATE), max_staleness=1)
+    controller, sampler = run.controller, run.sampler
+    pending: list[tuple[Draw, Judged | None]] = []
+    for draw_id, oldest in enumerate((3, 4)):
+        draw = Draw(draw_id, draw_id + 9, sampler.prompts[draw_id + 9], oldest)
+        run.ledger.drawn(draw_id, draw.prompt.prompt_id, "code", oldest)
+        pending.append((draw, Judged(draw, (True, False, True, False), 0.5, oldest, 8, 0, None)))
+    controller.version = controller.synced = 5
+    controller.restore({"without_signal": {"code": 64}, "lent_since": {"code": 4}, "probing": []}, 2, pending)
+    assert [(row.state, row.reason) for row in run.ledger.rows()] == [("rejected", "stale"), ("drawn", None)]
+    assert list(controller.slots._ready) == [1]
 
 
 def test_a_judged_group_is_kept_though_its_prompt_has_left_the_window(tmp_path: Path) -> None:
@@ -327,6 +410,29 @@ def test_a_judged_group_is_kept_though_its_prompt_has_left_the_window(tmp_path: 
     whole = PromptSampler(sampler.prompts, "uniform", group_size=2, seed=0)
     removed = pending_draws(state, whole, InstructionPools(), tmp_path).removed
     assert [row.prompt_id for row in removed] == ["math-900", "math-901"]
+
+
+@pytest.mark.parametrize(
+    ("shard", "problem"),
+    [(None, "do not hold the group of draw 1; choose another one"), (b"PAR1", "cannot be read (")],
+    ids=["another's", "cut off"],
+)
+def test_shards_that_lack_a_group_are_one_line(tmp_path: Path, shard: bytes | None, problem: str) -> None:
+    sampler = PromptSampler(make_prompts(math=2), "uniform", group_size=2, seed=0)
+    ledger = Ledger(tmp_path / "x.db")
+    ledger.begin(0, Watermark())
+    for draw_id in range(2):
+        ledger.drawn(draw_id, f"math-{draw_id}", "math", 0)
+        ledger.judged(draw_id, "admitted", None, 1, 2, 2)
+    rollouts = [Rollout([7], [True], [-1.0], [(0, 1, 0)], "stop", "x")] * 2
+    write_shard(tmp_path / "a.parquet", [RolloutGroup(0, sampler.prompts[0], [1], rollouts)])
+    if shard is not None:
+        (tmp_path / "a.parquet").write_bytes(shard)
+    state = RLState(0, {}, {}, ledger.watermark(2), ("a.parquet",), {})
+    with pytest.raises(CheckpointError) as error:
+        pending_draws(state, sampler, InstructionPools(), tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}: the shards of the checkpoint {problem}")
+    assert "\n" not in str(error.value)
 
 
 def test_pending_draws_are_asked_under_the_instructions_that_the_ledger_names(tmp_path: Path) -> None:

@@ -136,6 +136,19 @@ def test_where_a_stage_starts_and_goes_on(run: RunDir) -> None:
         run.resume_point("rl", str(sft))
 
 
+def test_no_stage_goes_on_from_a_checkpoint_of_another_run(run: RunDir, tmp_path: Path) -> None:
+    (other := RunDir(tmp_path / "elsewhere", CONFIG)).stage("rl").rename(tmp_path / "disk")
+    (other.path / "rl").symlink_to(tmp_path / "disk")
+    path = checkpoint(other, 2)
+    assert other.resume_point("rl", str(path)) == path
+    with pytest.raises(CheckpointError) as refused:
+        run.resume_point("rl", str(path))
+    assert str(refused.value) == (
+        f"{path}: a checkpoint of another run than {run.path}; name that one by --run, or start a new run with "
+        f"model={path}"
+    )
+
+
 def test_settings_are_written_over_only_when_a_stage_begins(run: RunDir) -> None:
     other = RunDir(run.path, load_config("tiny", ["seed=5"]))
     assert json.loads((run.path / "config.json").read_text())["seed"] == 0
