@@ -130,7 +130,14 @@ class Controller:
             "without_signal": dict(self._without_signal),
             "lent_since": {capability: self._lent_since[capability] for capability in sorted(self.slots.lent)},
             "probing": sorted(self.slots.probing),
+            "room": self._room(),
         }
+
+    def _room(self) -> dict[str, Any]:
+        """The settings that say how many draws may be pending, and how old."""
+        slots, oversample = self.slots, self._oversample
+        room = {"batch": slots.prompts_per_step, "staleness": slots.max_staleness, "oversample": oversample}
+        return {**room, "weights": slots.weights}
 
     def restore(
         self,
@@ -160,11 +167,15 @@ class Controller:
             self._lent_since[capability] = since
         for capability in set(state["probing"]) & self.slots.lent:
             self.slots.probe(capability)
+        changed = (
+            state.get("room") != self._room()
+        )  # else what is pending has room, though a share was taken back since
         for draw, judged in pending:
             oldest = judged.oldest_version if judged else (oldest_versions or {}).get(draw.draw_id, self.version)
             known = draw.domain in self.slots.weights
             whole = judged is None or len(judged.outcomes) == self.config.group_size
-            if not (known and whole and self.slots.fits(draw, oldest, self.version, self._oversample)):
+            fits = known and (not changed or self.slots.fits(draw, oldest, self.version, self._oversample))
+            if not (fits and whole):
                 self._reject(draw, "stale", judged)
                 continue
             self.slots.take(draw)

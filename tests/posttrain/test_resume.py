@@ -366,6 +366,21 @@ def test_a_synchronous_run_tries_again_who_lends_its_share_when_it_would_have(
     assert trained(broken) == trained(whole)
 
 
+@pytest.mark.parametrize(("batch", "kept"), [(8, 16), (6, 6)])
+def test_what_has_borrowed_a_share_is_stale_only_where_settings_have_changed(
+    tmp_path: Path, batch: int, kept: int
+) -> None:
+    """16 draws of `math` are pending, of which it has 8 slots since `code` has its share back."""
+    state = make_run(tmp_path / "a.db", PROMPTS, SimulatedWorkers(RATE), max_staleness=1).controller.state_dict()
+    run = make_run(tmp_path / "b.db", PROMPTS, SimulatedWorkers(RATE), max_staleness=1, prompts_per_step=batch)
+    for draw_id in range(16):
+        run.ledger.drawn(draw_id, f"math-{draw_id}", "math", 0)
+    draws = [Draw(draw_id, draw_id, PROMPTS[draw_id], 0) for draw_id in range(16)]
+    run.controller.restore(json.loads(json.dumps(state)), 16, [(draw, None) for draw in draws])
+    assert len(run.ledger.rows("state = 'drawn'")) == kept
+    assert len(run.ledger.rows("reason = 'stale'")) == 16 - kept
+
+
 def test_capabilities_that_lent_their_share_to_one_that_is_gone_have_it_back(tmp_path: Path) -> None:
     run = make_run(tmp_path / "x.db", make_prompts(code=40), SimulatedWorkers(RATE), steps=3, max_rejected_in_a_row=30)
     state = {"without_signal": {"math": 0, "code": 30}, "lent_since": {"code": 4}, "probing": ["code"]}
