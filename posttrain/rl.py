@@ -167,9 +167,8 @@ class Controller:
             self._lent_since[capability] = since
         for capability in set(state["probing"]) & self.slots.lent:
             self.slots.probe(capability)
-        changed = (
-            state.get("room") != self._room()
-        )  # else what is pending has room, though a share was taken back since
+        # Under the same settings all has room, also what was drawn into a share that another has back since.
+        changed = state.get("room") != self._room()
         for draw, judged in pending:
             oldest = judged.oldest_version if judged else (oldest_versions or {}).get(draw.draw_id, self.version)
             known = draw.domain in self.slots.weights
@@ -380,9 +379,8 @@ class Controller:
         rejected = self.totals.rejected.total() - self._rejected_before
         self._rejected_before += rejected
         reward = sum(judged.mean_reward for judged in batch) / len(batch)
-        return Step(
-            self.version, reward, sum(outcomes) / len(outcomes), staleness, rejected, train, len(self.slots.lent)
-        )
+        solved, lending = sum(outcomes) / len(outcomes), len(self.slots.lent)
+        return Step(self.version, reward, solved, staleness, rejected, train, lending)
 
     def _release(self, batch: Sequence[Judged]) -> None:
         """Frees the slots of a batch that the generators have the weights of."""
