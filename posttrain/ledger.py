@@ -109,8 +109,12 @@ class Ledger:
         """
         mode = "ro" if read_only else "rwc"
         self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level="IMMEDIATE")
-        if not read_only and not self._one("SELECT count(*) FROM sqlite_master"):
-            self._db.execute("PRAGMA journal_mode=WAL")
+        if not self._one("SELECT count(*) FROM sqlite_master"):
+            if read_only:  # the run was killed while it made the file: there is nothing in it
+                self._db.close()
+                self._db = sqlite3.connect(":memory:")
+            else:
+                self._db.execute("PRAGMA journal_mode=WAL")
             self._db.executescript(_SCHEMA)
         if self._one("PRAGMA user_version") != FORMAT:
             raise ConfigError(f"{path}: a ledger of another version of posttrain; choose another --run")

@@ -30,6 +30,7 @@ from curricula.instructions import InstructionPools
 from curricula.sampler import PromptSampler
 from posttrain.config import RLConfig
 from posttrain.ledger import Ledger
+from posttrain.progress import say
 from posttrain.slots import Draw, Judged, Slots
 from posttrain.step_metrics import StepMetrics
 from rollouts.errors import EngineError, JudgeError, NoSignalError
@@ -85,6 +86,7 @@ class Step:
     staleness: int
     rejected: int
     train: StepMetrics
+    lending: int  # capabilities that lend their share of the batch
     pause: float = 0.0  # seconds without generation, for the weight update
 
     def scalars(self) -> dict[str, float]:
@@ -128,7 +130,14 @@ class Controller:
             "without_signal": dict(self._without_signal),
             "lent_since": {capability: self._lent_since[capability] for capability in sorted(self.slots.lent)},
             "probing": sorted(self.slots.probing),
+            "room": self._room(),
         }
+
+    def _room(self) -> dict[str, Any]:
+        """The settings that say how many draws may be pending, and how old."""
+        slots, oversample = self.slots, self._oversample
+        room = {"batch": slots.prompts_per_step, "staleness": slots.max_staleness, "oversample": oversample}
+        return {**room, "weights": slots.weights}
 
     def restore(
         self,
@@ -158,11 +167,14 @@ class Controller:
             self._lent_since[capability] = since
         for capability in set(state["probing"]) & self.slots.lent:
             self.slots.probe(capability)
+        # Under the same settings all has room, also what was drawn into a share that another has back since.
+        changed = state.get("room") != self._room()
         for draw, judged in pending:
             oldest = judged.oldest_version if judged else (oldest_versions or {}).get(draw.draw_id, self.version)
             known = draw.domain in self.slots.weights
             whole = judged is None or len(judged.outcomes) == self.config.group_size
-            if not (known and whole and self.slots.fits(draw, oldest, self.version, self._oversample)):
+            fits = known and (not changed or self.slots.fits(draw, oldest, self.version, self._oversample))
+            if not (fits and whole):
                 self._reject(draw, "stale", judged)
                 continue
             self.slots.take(draw)
@@ -273,6 +285,7 @@ class Controller:
             self._without_signal[draw.domain] = 0
             if draw.domain in self.slots.lent:
                 self.slots.restore(draw.domain)
+                say(f"{draw.domain} gives a signal again, and has its share of the batch back")
             if self.version - judged.oldest_version > self.config.max_staleness:  # its capability's share has shrunk
                 self._reject(draw, "stale", judged)
                 return
@@ -306,11 +319,16 @@ class Controller:
 
     def _lend(self, capability: str, failure: JudgeError | None) -> None:
         """After many rejections in a row a capability lends its share; when all have, no prompt gives a signal."""
-        if capability in self.slots.lent or self._without_signal[capability] >= self.config.max_rejected_in_a_row:
+        lent = capability in self.slots.lent
+        if lent or self._without_signal[capability] >= self.config.max_rejected_in_a_row:
             self.slots.lend(capability)
             self._lent_since[capability] = self.version
         if self.slots.lent == set(self.slots.weights):
             raise failure or NoSignalError(self._no_signal())
+        if capability in self.slots.lent and not lent:
+            rejected = f"{self._without_signal[capability]} of its groups in a row were rejected"
+            again = f"it is tried again every {self.config.retest_every} steps (rl.retest_every)"
+            say(f"{capability} lends its share of the batch to the others: {rejected}; {again}")
 
     def _no_signal(self) -> str:
         rates = self.ledger.pass_rates()
@@ -361,7 +379,8 @@ class Controller:
         rejected = self.totals.rejected.total() - self._rejected_before
         self._rejected_before += rejected
         reward = sum(judged.mean_reward for judged in batch) / len(batch)
-        return Step(self.version, reward, sum(outcomes) / len(outcomes), staleness, rejected, train)
+        solved, lending = sum(outcomes) / len(outcomes), len(self.slots.lent)
+        return Step(self.version, reward, solved, staleness, rejected, train, lending)
 
     def _release(self, batch: Sequence[Judged]) -> None:
         """Frees the slots of a batch that the generators have the weights of."""

@@ -139,8 +139,8 @@ class Slots:
         return [judged for judged in self._ready.values() if version - judged.oldest_version > self.max_staleness]
 
     def fits(self, draw: Draw, oldest_version: int, version: int, oversample: float = 1.0) -> bool:
-        """Whether a draw that was pending may be taken up at a version, after those before it: within the slots of its
-        capability, and in time for the bound. Unless settings have changed meanwhile, all may.
+        """Whether a draw that was pending may be taken up at a version, after those before it, though settings have
+        changed since: within the slots of its capability, and in time for the bound.
         """
         if draw.domain in self.lent:
             return True

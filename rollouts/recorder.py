@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -28,8 +29,11 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema | N
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.Table.from_pylist(rows, schema), temporary)
+    table, temporary = pa.Table.from_pylist(rows, schema), path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

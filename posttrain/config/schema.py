@@ -451,8 +451,9 @@ class CurriculumConfig(Section):
     """Share of the run, from its start, in which `signal` tries more prompts that were never drawn: what is found then
     teaches for longest."""
     easy_floor: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the draws by `signal` that goes to easy prompts, of pass rates from 0.8 to below 1: against forgetting,
-    and against completions that grow longer and longer."""
+    """Share of the draws by `signal` that goes to easy prompts, against forgetting, and against completions that grow
+    longer and longer. Easy are expected pass rates from 0.8 on, up to where groups are mixed with a chance below 0.35
+    (from about 0.95, of 8 rollouts): such prompts count as solved, and have `retest_share`."""
     retest_share: float = Field(default=0.03, ge=0, lt=1)
     """Largest share of the draws by `signal` that goes to prompts that were found solved or unsolved and are due to be
     tested again."""

@@ -380,6 +380,21 @@ def test_a_capability_without_signal_lends_its_share_until_it_has_some(
     assert 20 <= len(tried) <= 20 + (max_staleness + 1) * 4 + 3
 
 
+def test_who_lends_its_share_and_has_it_back_is_told_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_on(tmp_path, signal_from(6), steps=16, retest_every=4, max_rejected_in_a_row=20).go()
+    lends, back = capsys.readouterr().err.splitlines()
+    assert lends == (
+        "hard lends its share of the batch to the others: 20 of its groups in a row were rejected; it is tried again "
+        "every 4 steps (rl.retest_every)"
+    )
+    assert back == "hard gives a signal again, and has its share of the batch back"
+    lending = [step.scalars()["lending"] for step in run.steps]
+    assert lending == [1] * sum(lending) + [0] * (16 - sum(lending))
+    assert 5 < sum(lending) < 13
+
+
 def test_no_signal_anywhere_ends_the_run_with_the_histogram(tmp_path: Path) -> None:
     for max_staleness in (0, 1, 4):
         run = run_on(

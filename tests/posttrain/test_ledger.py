@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from posttrain.ledger import DrawRow, Ledger, Watermark
+from posttrain.rl_state import LEDGER, standing_checkpoint
 from rollouts.errors import CheckpointError, ConfigError
 
 
@@ -153,3 +154,17 @@ def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
         other.execute("CREATE TABLE draws (draw_id INTEGER)")
     with pytest.raises(ConfigError, match="a ledger of another version of posttrain; choose another --run"):
         Ledger(tmp_path / "x.db")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_ledger_of_a_run_that_was_killed_while_it_made_it_is_empty(tmp_path: Path, begun: bool) -> None:
+    path = tmp_path / LEDGER
+    path.touch()
+    if begun:
+        with sqlite3.connect(path) as other:
+            other.execute("PRAGMA journal_mode=WAL")
+        other.close()
+    assert Ledger(path, read_only=True).rows() == []
+    assert standing_checkpoint(tmp_path) is None
+    fill(opened(path))
+    assert Ledger(path, read_only=True).attempts() == [(1, 0, 0)]

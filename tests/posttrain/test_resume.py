@@ -229,8 +229,10 @@ def test_every_draw_is_trained_rejected_or_pending_exactly_once(
         }
         assert step - 1 - min(span[2] for sampled in batch for span in sampled.spans) <= max_staleness
     assert len(run.batches) == 30
-    pending = {row["draw_id"] for row in run.checkpoint.watermark["pending"]}
-    assert {row.draw_id for row in rows if row.state in ("drawn", "admitted")} == pending
+    mark = Watermark.from_json(run.checkpoint.watermark)
+    since = {row.draw_id for row in rows if row.change > mark.change}  # while the last weights went to the engines
+    pending = {row.draw_id for row in rows if row.state in ("drawn", "admitted")} | since
+    assert {draw_id for draw_id in pending if draw_id < mark.next_draw} == {row.draw_id for row in mark.pending}
     if order == "fifo":
         for capability in ("math", "code"):
             ids = [each.draw.draw_id for batch in run.batches for each in batch if each.draw.domain == capability]
@@ -362,6 +364,21 @@ def test_a_synchronous_run_tries_again_who_lends_its_share_when_it_would_have(
     assert sum(lending) > 10
     assert not lending[-1]
     assert trained(broken) == trained(whole)
+
+
+@pytest.mark.parametrize(("batch", "kept"), [(8, 16), (6, 6)])
+def test_what_has_borrowed_a_share_is_stale_only_where_settings_have_changed(
+    tmp_path: Path, batch: int, kept: int
+) -> None:
+    """16 draws of `math` are pending, of which it has 8 slots since `code` has its share back."""
+    state = make_run(tmp_path / "a.db", PROMPTS, SimulatedWorkers(RATE), max_staleness=1).controller.state_dict()
+    run = make_run(tmp_path / "b.db", PROMPTS, SimulatedWorkers(RATE), max_staleness=1, prompts_per_step=batch)
+    for draw_id in range(16):
+        run.ledger.drawn(draw_id, f"math-{draw_id}", "math", 0)
+    draws = [Draw(draw_id, draw_id, PROMPTS[draw_id], 0) for draw_id in range(16)]
+    run.controller.restore(json.loads(json.dumps(state)), 16, [(draw, None) for draw in draws])
+    assert len(run.ledger.rows("state = 'drawn'")) == kept
+    assert len(run.ledger.rows("reason = 'stale'")) == 16 - kept
 
 
 def test_capabilities_that_lent_their_share_to_one_that_is_gone_have_it_back(tmp_path: Path) -> None:

@@ -94,3 +94,18 @@ def test_nothing_is_no_file_and_an_error_leaves_the_old_one(tmp_path: Path) -> N
     with pytest.raises(Exception, match="object"):  # Arrow has no type for it
         write_rows(path, [{"n": object()}])
     assert read_shards([path]) == [{"n": 1}]
+    assert [each.name for each in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_a_file_has_its_name_once_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that is itself on the disk counts on it."""
+    found: list[list[dict[str, int]]] = []
+
+    def synced(_: int) -> None:
+        (path,) = tmp_path.iterdir()
+        assert path.name != "a.parquet"
+        found.append(pq.read_table(path).to_pylist())
+
+    monkeypatch.setattr("os.fsync", synced)
+    write_rows(tmp_path / "a.parquet", [{"n": 1}])
+    assert found == [[{"n": 1}]]
