@@ -184,7 +184,7 @@ def _prompt(reader: _Reader, row: Row, answer_pattern: str | None) -> Prompt:
     answer = reader.get(row, "answer", _answer)
     if answer is not None and answer_pattern is not None:
         found = re.search(answer_pattern, answer)
-        if found is None:
+        if found is None or found[1] is None:
             problem = f"{short(answer)} does not match {reader.what}.answer_pattern={answer_pattern!r}"
             raise reader.error(row, "answer", problem)
         answer = found.group(1).strip()

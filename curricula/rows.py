@@ -100,6 +100,8 @@ def _jsonl_rows(file: Path) -> Iterator[Row]:
                 if not text.strip():
                     continue
                 values = json.loads(text)
+                if "\\ud" in text.lower():
+                    _check_text(values, f"{file}:{line}")
                 if not isinstance(values, dict):
                     raise DataError(f"{file}:{line}: expected a JSON object on each line, found {short(values)}")
                 yield Row(values, str(file), line)
@@ -107,6 +109,15 @@ def _jsonl_rows(file: Path) -> Iterator[Row]:
         raise DataError(f"{file}:{line}: not JSON: {error.msg} at column {error.colno}") from None
     except UnicodeDecodeError:
         raise DataError(f"{file}:{line + 1}: not UTF-8 text") from None
+
+
+def _check_text(values: Any, place: str) -> None:
+    """JSON can spell half of a surrogate pair, which no tokenizer and no file takes."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = str(error.object)[error.start : error.end]
+        raise DataError(f"{place}: {half!a} is half of a character (a lone surrogate); mend the row") from None
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:
@@ -121,7 +132,11 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
 
 
 def _function_rows(path: str, what: str) -> Iterator[Row]:
-    for line, values in enumerate(load_dotted(path, f"{what}.path")(), 1):
+    try:
+        rows = iter(load_dotted(path, f"{what}.path")())
+    except TypeError as error:  # it wants arguments, or gives nothing that can be iterated
+        raise DataError(f"{path}: expected a function that takes nothing and gives rows: {error}") from None
+    for line, values in enumerate(rows, 1):
         if not isinstance(values, Mapping):
             raise DataError(f"{path}:{line}: expected a mapping for each row, found {short(values)}")
         yield Row(values, path, line)

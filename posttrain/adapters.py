@@ -70,7 +70,7 @@ def whole_model(checkpoint: str | Path) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(whole_model(base), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(whole_model(base), dtype=torch.float32, use_safetensors=True)
     whole = peft.PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
     temporary = merged.with_name(f".{merged.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

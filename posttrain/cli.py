@@ -5,6 +5,7 @@ Heavy imports (torch, ray, vllm) happen inside the commands, so that `--help` an
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -41,10 +42,14 @@ Resume = Annotated[str | None, typer.Option(help="Continue the stage: `auto`, or
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and the plan; start nothing.")]
 
 
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+
+
 def main() -> None:
     """Runs the command line.
 
-    A user's mistake is one line and exit code 2, a step that is not finite one line and 1, an interrupted stage 130.
+    A user's mistake is one line and exit code 2, as is a place that cannot be written; a step that is not finite one
+    line and 1; an interrupted stage 130.
     """
     from rollouts.errors import NonFiniteError, UserError
 
@@ -56,9 +61,14 @@ def main() -> None:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        _fail(f"{error.filename or 'a file of the run'}: {error.strerror}", 2)
     except Exception as error:
         if type(error).__name__ == "Stopped":
-            _fail(f"{error}; continue with --resume auto", 130)
+            how = "the same command" if sys.argv[1:2] == ["run"] else "--resume auto"
+            _fail(f"{error}; continue with {how}", 130)
         raise
 
 
@@ -86,7 +96,10 @@ def _open(
     prepare()
     from posttrain.rundir import RunDir
 
-    return loaded, RunDir(path, loaded)
+    rundir = RunDir(path, loaded)
+    if stage != "passk":  # which only reads what the others make
+        rundir.lock()
+    return loaded, rundir
 
 
 def _submit_if_asked(run: Path | None = None) -> None:
@@ -225,8 +238,11 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on the held-out prompts: pass@1 at each temperature, pass@k, corner cases."""
     from posttrain.config import load_config
+    from posttrain.rundir import check_new_file
 
     settings = load_config(config, overrides or ())
+    if out is not None:
+        check_new_file(out)
     _submit_if_asked()
     from posttrain.engines import prepare
 

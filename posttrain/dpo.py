@@ -29,7 +29,7 @@ from posttrain.reward import judged_at_once, scorer_of
 from posttrain.rl_state import shards
 from posttrain.rundir import RunDir
 from posttrain.templates import read_template
-from rollouts.errors import ConfigError, DataError
+from rollouts.errors import DataError
 from rollouts.generator import Request
 from rollouts.recorder import read_shards, write_rows
 from rollouts.renderer import Renderer
@@ -43,6 +43,10 @@ RECENT_VERSIONS = 10
 gone, and to push the policy off what it does not do costs competence."""
 
 
+class NothingToRepairError(DataError):
+    """There are no pairs to train on."""
+
+
 def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     """Runs the stage; returns its last checkpoint.
 
@@ -52,12 +56,13 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
         resume: `auto`, or a checkpoint directory of this stage to continue from.
 
     Raises:
-        UserError: wrong data or checkpoint, or no pair was found.
+        NothingToRepairError: no pair was found, or none can be mined.
+        UserError: wrong data or checkpoint.
         Stopped: by the user; a checkpoint was written.
     """
     parent, checkpoint = rundir.begin("dpo", resolve_model(config.model), resume)
     if config.environment is not None:
-        raise ConfigError("dpo: pairs of several turns are not supported; unset `environment` for this stage")
+        raise NothingToRepairError("pairs of several turns are not supported; unset `environment` for this stage")
     stored = rundir.stage("dpo") / "pairs.parquet"
     if checkpoint is None or not stored.is_file():
         _write(stored, _mine(config, rundir, parent))
@@ -78,9 +83,11 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     callback = StageCallback(rundir, "dpo", parent, 1, tokenizer)
     arguments: dict[str, Any] = common_arguments(config.dpo, rundir, "dpo", len(rows))
     trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, use_safetensors=True),
         # With an adapter the reference is the model beneath it.
-        ref_model=None if config.lora else AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
+        ref_model=None
+        if config.lora
+        else AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, use_safetensors=True),
         args=DPOConfig(beta=config.dpo.beta, logging_steps=5, save_steps=10**9, **arguments),
         train_dataset=rows.map(_conversation, remove_columns=rows.column_names),
         processing_class=tokenizer,
@@ -116,7 +123,7 @@ def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
         most = min(config.dpo.pairs_per_kind, config.dpo.max_pairs - len(pairs))
         pairs += asyncio.run(_preferred(*preference, fresh or recorded, most, config.seed))
     if not pairs:
-        raise DataError(
+        raise NothingToRepairError(
             f"{rundir.path}: none of {', '.join(config.dpo.kinds)} among {len(fresh) + len(recorded)} completions, so "
             "there is nothing to repair; skip this stage, or raise dpo.fresh_prompts"
         )

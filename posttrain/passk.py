@@ -26,7 +26,7 @@ from posttrain.evaluate import pass_at_k, score_each, tell_not_judged
 from posttrain.placement import ROLES
 from posttrain.progress import bar, console, say
 from posttrain.reward import judged_at_once, scorer_of
-from posttrain.rundir import RunDir, check_model, write_json
+from posttrain.rundir import RunDir, check_model, check_new_file, write_json
 from rollouts.dotted import load_dotted
 from rollouts.errors import ConfigError, DataError, JudgeError
 from rollouts.generator import Request
@@ -111,14 +111,11 @@ def scan(
         UserError: wrong data, checkpoint or reward; or the file exists already.
     """
     path = out or rundir.path / NAME
+    if path.suffix != ".parquet":
+        raise ConfigError(f"--out {path}: expected a name that ends with .parquet; the table goes beside it as .json")
     summary_path = path.with_suffix(".json")
     for each in (path, summary_path):
-        if each.exists():
-            raise ConfigError(
-                f"{each}: exists already, and is not written over; name another file with --out, or remove it"
-            )
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path}: no such directory {path.parent}; make it first")
+        check_new_file(each)
     if config.environment is not None:
         load_dotted(config.environment, "environment")
     scorer_of(config)  # so that a wrong name is told before anything is started

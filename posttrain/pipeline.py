@@ -1,17 +1,19 @@
 """`posttrain run`: every stage in turn, an evaluation after each, a summary and an export at the end.
 
 On a run directory that exists, it continues where the run stands: finished stages and evaluations are not repeated, a
-stage that was stopped is resumed from its newest checkpoint.
+stage that was stopped is resumed from its newest checkpoint. What was finished with another checkpoint than there is
+now, or evaluated by other prompts or settings, does not count.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,26 @@ import torch
 from rich.table import Table
 
 from judges.corner_cases import KINDS
+from judges.llm import PLACES
 from posttrain import data
 from posttrain.adapters import whole_model
 from posttrain.cluster import Cluster, run
 from posttrain.config import Config, resolve_model
-from posttrain.dpo import train_dpo
+from posttrain.dpo import NothingToRepairError, train_dpo
 from posttrain.evaluate import Report, change, evaluate
+from posttrain.passk import read_questions, read_scan
 from posttrain.placement import ROLES
 from posttrain.progress import bar, console, say
 from posttrain.prune import prune
 from posttrain.reward import scorer_of
 from posttrain.rl_stage import train_rl
-from posttrain.rundir import RunDir, check_model, write_json
+from posttrain.rundir import MANIFEST, RunDir, check_model, identity, write_json
 from posttrain.sft import train_sft
+from posttrain.templates import read_template
+from rollouts.dotted import load_dotted
+from rollouts.errors import ConfigError
 from rollouts.renderer import Renderer
+from rollouts.types import Prompt
 
 Train = Callable[[Config, RunDir, str | None], Path]
 TRAIN: dict[str, Train] = {"sft": train_sft, "rl": train_rl, "dpo": train_dpo}
@@ -45,7 +53,7 @@ def run_all(config: Config, rundir: RunDir) -> Path:
         UserError: from any stage.
         Stopped: by the user; the run can be continued.
     """
-    _check(config)
+    asked = _asked(config, _check(config))
     started = time.monotonic()
     clock = rundir.path / "seconds.json"
     before = json.loads(clock.read_text()) if clock.is_file() else 0.0
@@ -57,10 +65,16 @@ def run_all(config: Config, rundir: RunDir) -> Path:
                 _heading("prune")
                 prune(config, rundir)
             base = resolve_model(config.model)
-            reports["base"] = _evaluated(config, rundir, "base", base)
+            reports["base"] = _evaluated(config, rundir, "base", base, asked)
+            checkpoint: Path | None = None
             for stage, train in TRAIN.items():
-                checkpoint = _trained(config, rundir, stage, train)
-                reports[stage] = _evaluated(config, rundir, stage, str(checkpoint))
+                try:
+                    checkpoint = _trained(config, rundir, stage, train, checkpoint)
+                except NothingToRepairError as error:
+                    say(f"{stage}: left out: {error}")
+                    continue
+                reports[stage] = _evaluated(config, rundir, stage, str(checkpoint), asked)
+            assert checkpoint is not None
             _export(checkpoint, rundir.path / "export")
     finally:
         seconds = round(before + time.monotonic() - started, 1)
@@ -79,16 +93,28 @@ def _compare(reports: dict[str, dict[str, Any]]) -> None:
     for before, after in itertools.pairwise(names):
         reports[after][f"change_from_{before}"] = change(reports[before], reports[after])
     for report in reports.values():
-        del report["by_prompt"]
+        for name in ("by_prompt", *_IDENTITY):
+            del report[name]
 
 
-def _check(config: Config) -> None:
-    """Reads reward, models and data once, so that a mistake in a later stage's is told before the first one starts."""
+def _check(config: Config) -> list[Prompt]:
+    """Reads reward, models and data once, so that a mistake in a later stage's is told before the first one starts;
+    returns the held-out prompts.
+    """
     scorer_of(config)
     base = resolve_model(config.model)
     check_model(base)
-    if config.prune.enabled and config.judge.endpoint is None:
-        check_model(resolve_model(config.judge.model))
+    if config.environment is not None:
+        load_dotted(config.environment, "environment")
+    if config.prune.enabled:
+        for model in [*([] if config.judge.endpoint else [config.judge.model]), *config.judge.panel]:
+            check_model(resolve_model(model))
+        if config.judge.template is not None:
+            read_template("judge.template", config.judge.template, PLACES)
+        if config.prune.pass_rates is not None:
+            read_questions(config.prune.pass_rates)
+    if config.rl.start_from_scan is not None:
+        read_scan(config.rl.start_from_scan)
     if config.rubric is not None and config.rubric.model is not None:
         check_model(resolve_model(config.rubric.model))
     data.demonstrations(config)
@@ -97,20 +123,38 @@ def _check(config: Config) -> None:
         found = data.prompts(config, what, renderer, max_tokens, lambda _: None)
         if what == "prompts":
             data.check_quotas(config, found)
+    return found
 
 
-def _trained(config: Config, rundir: RunDir, stage: str, train: Train) -> Path:
-    """The stage's last checkpoint; trains what is missing of it."""
-    done = rundir.stage(stage) / "done.json"
-    newest = rundir.newest(stage)
-    if done.is_file() and newest is not None:
+def _asked(config: Config, heldout: Sequence[Prompt]) -> str:
+    """A hash of what an evaluation depends on beside the checkpoint."""
+    settings = config.resolved()
+    names = ("eval", "seed", "reward", "rubric", "environment", "max_model_len")
+    whole = [{name: settings[name] for name in names}, settings["data"]["instructions"], [*map(repr, heldout)]]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=repr).encode()).hexdigest()[:16]
+
+
+def _trained(config: Config, rundir: RunDir, stage: str, train: Train, start: Path | None) -> Path:
+    """The stage's last checkpoint; trains what is missing of it.
+
+    Raises:
+        ConfigError: the stage is done, but began with another checkpoint than `start`, that of the stage before.
+    """
+    path, newest, began = rundir.stage(stage) / "done.json", rundir.newest(stage), start and identity(start)
+    done = json.loads(path.read_text()) if path.is_file() else {}
+    if newest is not None and done and done.get("start", began) != began:
+        raise ConfigError(
+            f"{rundir.path}: stage '{stage}' began with another checkpoint than {start} is now; move {stage}/ away to "
+            "repeat it, or choose another --run"
+        )
+    if newest is not None and done.get("identity") == identity(newest):
         say(f"{stage}: done ({newest})")
         return newest
     _heading(stage)
     checkpoint = train(config, rundir, "auto" if newest else None)
     gc.collect()
     torch.cuda.empty_cache()  # this process trained; what comes next may need the memory of the same GPU
-    write_json(done, {"checkpoint": str(checkpoint)})
+    write_json(path, {"checkpoint": str(checkpoint), "identity": identity(checkpoint), "start": began})
     return checkpoint
 
 
@@ -118,17 +162,23 @@ def _heading(name: str) -> None:
     console.rule(f"[bold]{name}", align="left")
 
 
-def _evaluated(config: Config, rundir: RunDir, name: str, checkpoint: str) -> dict[str, Any]:
-    """The report of a checkpoint, from its file if it was made before."""
+_IDENTITY = ("identity", "asked")
+"""What tells a report from another one of the same checkpoint's name."""
+
+
+def _evaluated(config: Config, rundir: RunDir, name: str, checkpoint: str, asked: str) -> dict[str, Any]:
+    """The report of a checkpoint, from its file if it was made before, by the same prompts and settings."""
     path = rundir.stage("eval") / f"{name}.json"
+    which = identity(Path(checkpoint)) if (Path(checkpoint) / MANIFEST).is_file() else None
+    of = {"checkpoint": checkpoint, "identity": which, "asked": asked}
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text())
-        if found["checkpoint"] == checkpoint:
+        if of.items() <= found.items():
             return found
     _heading(f"evaluation of {name}")
     report = evaluate_checkpoint(config, checkpoint)
     print_report(name, report)
-    values = {"checkpoint": checkpoint, **report.as_json()}
+    values = {**of, **report.as_json()}
     write_json(path, values)
     return values
 
@@ -188,12 +238,15 @@ def _numbers(rundir: RunDir) -> dict[str, Any]:
         numbers["sft"] = {"rows_in": rows_in, "rows_kept": rows_kept, "dropped_share": 1 - rows_kept / rows_in}
     numbers["sft"] = numbers.get("sft", {}) | json.loads((rundir.path / "sft" / "summary.json").read_text())
     pairs = rundir.path / "dpo" / "pairs.parquet"
-    numbers["dpo"] = {"pairs": read_metadata(pairs).num_rows}
+    numbers["dpo"] = {"pairs": read_metadata(pairs).num_rows if pairs.is_file() else 0}
     return numbers
 
 
 def _export(checkpoint: Path, out: Path) -> None:
-    """The model alone: what transformers and vLLM load, without optimizer and state."""
+    """The model alone: what transformers and vLLM load, without optimizer and state; one that is there stays."""
+    of = out.with_name(f".{out.name}")
+    if out.is_dir() and of.is_file() and of.read_text() == identity(checkpoint):
+        return
     names = ("config.json", "generation_config.json", "model", "tokenizer", "chat_template", "special_tokens", "vocab")
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -201,8 +254,14 @@ def _export(checkpoint: Path, out: Path) -> None:
     for path in Path(whole_model(checkpoint)).iterdir():
         if path.name.startswith(names):
             shutil.copy2(path, temporary / path.name)
-    shutil.rmtree(out, ignore_errors=True)
+    of.unlink(missing_ok=True)
+    before = out.with_name(f".{out.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    if out.exists():
+        out.rename(before)
     temporary.rename(out)
+    shutil.rmtree(before, ignore_errors=True)
+    of.write_text(identity(checkpoint))
 
 
 def _print_summary(reports: dict[str, dict[str, Any]], seconds: float) -> None:
@@ -212,8 +271,8 @@ def _print_summary(reports: dict[str, dict[str, Any]], seconds: float) -> None:
         table.add_column(column, justify="left" if not column else "right")
     for name, report in reports.items():
         low, high = report["ci95"]
-        values = [report["pass@1"], *(report[key] for key in passes), report["greedy"] or 0.0, report["best"]]
-        first, *rest = (f"{value:.3f}" for value in values)
+        values = [report["pass@1"], *(report[key] for key in passes), report["greedy"], report["best"]]
+        first, *rest = ("-" if value is None else f"{value:.3f}" for value in values)
         table.add_row(name, first, f"{low:.3f}-{high:.3f}", *rest, f"{report['corner_cases']['any']:.2%}")
     console.print(table)
     for before, after in itertools.pairwise(reports):

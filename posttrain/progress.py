@@ -49,4 +49,4 @@ class Bar:
 
 def say(line: str) -> None:
     """One line, above any bar that is shown."""
-    console.print(line, soft_wrap=True)
+    console.print(line, soft_wrap=True, markup=False)  # what a program said may look like markup

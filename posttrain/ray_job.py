@@ -15,7 +15,9 @@ TOKEN_HINT = (
     "(if it runs, this client and the cluster do not share a token: set RAY_AUTH_TOKEN, or RAY_AUTH_MODE=disabled on "
     "both)"
 )
-EXCLUDED = [".venv", "runs", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache"]
+WRITTEN = ("--out", "judge.cache")
+"""Whose values are files that a command makes: they would be in the copy, and gone with it."""
+EXCLUDED = [".env", ".venv", "runs", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache"]
 
 
 def submit(arguments: Sequence[str], run: Path | None = None) -> int:
@@ -32,7 +34,7 @@ def submit(arguments: Sequence[str], run: Path | None = None) -> int:
 
     address = os.environ["RAY_ADDRESS"]
     run = run.resolve() if run else None
-    arguments = [_absolute(word, run) for word in _without_run(arguments)]
+    arguments = _out_of_the_copy([_absolute(word, run) for word in _without_run(arguments)])
     if run is not None:
         arguments += ["--run", str(run)]
     command = " ".join(_quoted(word) for word in (sys.executable, "-m", "posttrain", *arguments))
@@ -82,6 +84,20 @@ def _absolute(word: str, run: Path | None = None) -> str:
     copied = full.is_relative_to(here) and not set(full.relative_to(here).parts[:1]) & set(EXCLUDED)
     copied = copied and not (run and full.is_relative_to(run))
     return word if copied else f"{head}{equals}{full}"
+
+
+def _out_of_the_copy(arguments: Sequence[str]) -> list[str]:
+    """The words, with the names of files that the command writes in full."""
+    found: list[str] = []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        name, equals, value = word.partition("=")
+        if before in WRITTEN and before.startswith("-"):
+            found.append(str(Path(word).expanduser().absolute()))
+        elif equals and name in WRITTEN and value not in ("", "null"):
+            found.append(f"{name}={Path(value).expanduser().absolute()}")
+        else:
+            found.append(word)
+    return found
 
 
 def first_line(error: BaseException) -> str:

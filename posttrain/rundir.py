@@ -7,6 +7,7 @@ anything else is not.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +27,8 @@ from rollouts.errors import CheckpointError, ConfigError
 
 MANIFEST = "manifest.json"
 STAGES = ("sft", "rl", "dpo")
+_locks: dict[Path, int] = {}
+"""Run directories that this process has taken, with the open files that hold them."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -88,17 +91,28 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_hub(name: str) -> None:
+def check_new_file(path: Path) -> None:
+    """Raises ConfigError unless a file of this name can be made: nothing is written over, no work is for nothing."""
+    if path.exists():
+        raise ConfigError(
+            f"{path}: exists already, and is not written over; name another file with --out, or remove it"
+        )
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path}: no such directory {path.parent}; make it first")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{path}: {path.parent} cannot be written to; name another file with --out")
+
+
+def _check_known(model: str, directory: bool) -> None:
+    """Whether transformers has the architecture: code that comes with a model is not run."""
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(name)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise CheckpointError(
-            f"{name}: {reason}; expected a model directory, or a hub name that this machine can load (HF_TOKEN for a "
-            "gated one)"
-        ) from None
+        AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        where = "" if directory else ", or a hub name that this machine can load (HF_TOKEN for a gated one)"
+        raise CheckpointError(f"{model}: {reason}; expected a model directory{where}") from None
 
 
 def check_model(model: str) -> None:
@@ -110,7 +124,7 @@ def check_model(model: str) -> None:
     """
     directory = Path(model)
     if not directory.is_dir():
-        _check_hub(model)
+        _check_known(model, directory=False)
         return
     if (directory / MANIFEST).is_file():
         Manifest.read(directory)
@@ -118,19 +132,30 @@ def check_model(model: str) -> None:
     if re.fullmatch(r"\.?step-\d+(\.tmp)?", directory.name):
         raise CheckpointError(f"{directory}: incomplete checkpoint (no {MANIFEST}); choose another one")
     index = directory / "model.safetensors.index.json"
-    listed = json.loads(index.read_text())["weight_map"].values() if index.is_file() else ()
-    for name in sorted(set(listed)):
+    try:
+        listed = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{index}: not an index of weights; choose another checkpoint") from None
+    for name in sorted(listed):
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory}: incomplete checkpoint ({name} is missing); choose another one")
     weights = sorted(directory.glob("*.safetensors"))
-    if not weights and not any(directory.glob("*.bin")):
-        raise CheckpointError(f"{directory}: incomplete checkpoint (no *.safetensors); choose another one")
+    if not weights:
+        others = any(directory.glob("*.bin"))
+        why = "; *.bin are pickles, which are not loaded: convert them" if others else "; choose another one"
+        raise CheckpointError(f"{directory}: incomplete checkpoint (no *.safetensors){why}")
     for path in weights:
         try:
             with safe_open(path, framework="numpy"):
                 pass
         except SafetensorError as error:
             raise CheckpointError(f"{path}: damaged weights ({error}); choose another checkpoint") from None
+    _check_known(model, directory=True)
+
+
+def identity(checkpoint: Path) -> str:
+    """What tells a checkpoint from another one in its place: a hash of its files' hashes."""
+    return _sha256(checkpoint / MANIFEST)
 
 
 def complete_checkpoints(run: Path, stage: str) -> list[Path]:
@@ -161,6 +186,25 @@ class RunDir:
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "config.json").is_file():
             self.save_config()
+
+    def lock(self) -> None:
+        """Takes the directory for this process, until it ends, however it ends.
+
+        Raises:
+            ConfigError: another command is at work in it.
+        """
+        if self.path in _locks:
+            return
+        directory = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(directory)
+            problem = "another command is at work in this run directory"
+            raise ConfigError(f"{self.path}: {problem}; wait for its end, or choose another --run") from None
+        except OSError:  # a file system without locks
+            pass
+        _locks[self.path] = directory
 
     def save_config(self) -> None:
         """Records the settings; called when a stage begins, so that a mistaken command writes nothing over."""

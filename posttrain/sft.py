@@ -92,7 +92,7 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     callback, started = StageCallback(rundir, "sft", parent, config.sft.save_total_limit, tokenizer), time.monotonic()
     arguments: dict[str, Any] = common_arguments(config.sft, rundir, "sft", len(rows))
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, use_safetensors=True),
         args=SFTConfig(
             assistant_only_loss=True,
             logging_steps=config.sft.logging_steps,

@@ -106,7 +106,9 @@ class PolicyTrainer:
     def _load(self, model: str, beneath: str, training: bool) -> tuple[Policy, torch.nn.Module]:
         """A model, bare and as the ranks share it; an adapter is put on the model beneath it."""
         adapted = training and self._lora is not None
-        loaded = AutoModelForCausalLM.from_pretrained(beneath if adapted else model, dtype=torch.float32)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            beneath if adapted else model, dtype=torch.float32, use_safetensors=True
+        )
         loaded = loaded.to(self.device).train(training).requires_grad_(training)
         if training and self._lora is not None:
             loaded = with_adapter(loaded, self._lora, model if is_adapter(model) else None)

@@ -14,7 +14,7 @@ from posttrain.config import DPOConfig, SFTConfig
 from posttrain.interrupt import Stopped, on_interrupt
 from posttrain.metrics import MetricsLog
 from posttrain.progress import bar, say
-from posttrain.rundir import RunDir
+from posttrain.rundir import Manifest, RunDir
 
 
 def common_arguments(config: SFTConfig | DPOConfig, rundir: RunDir, stage: str, rows: int) -> dict[str, Any]:
@@ -109,7 +109,9 @@ def train(trainer: Any, callback: StageCallback, resume: Path | None) -> Path:
     per_epoch = math.ceil(len(trainer.train_dataset) / trainer.args.per_device_train_batch_size)
     per_epoch = math.ceil(per_epoch / trainer.args.gradient_accumulation_steps)
     total = math.ceil(per_epoch * trainer.args.num_train_epochs)
-    done = int(resume.name.removeprefix("step-")) if resume else 0
+    done = Manifest.read(resume).step if resume else 0
+    if resume:
+        callback.rundir.give_up_after(resume)
     callback.log.drop_after(done if resume else None)
     if trainer.eval_dataset is not None:
         callback.evaluations.append(trainer.evaluate())  # of a resumed stage, too: the model is the parent's still

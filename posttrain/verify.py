@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from curricula.datasets import prompt_reader
 from curricula.rows import Row, load_rows
@@ -118,7 +119,7 @@ def print_summary(kind: str, found: list[Verified], out: Path) -> None:
     )
     table = Table("rows", "reason", box=None, pad_edge=False)
     for reason, count in _reasons(found):
-        table.add_row(str(count), reason)
+        table.add_row(str(count), Text(reason))
     if table.row_count:
         console.print(table)
 

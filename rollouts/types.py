@@ -24,7 +24,8 @@ def content_id(messages: Sequence[Message], answer: object, tests: object) -> st
 
 def question_id(messages: Sequence[Message]) -> str:
     """The identity of what the user says first: the same for a prompt and for a demonstration of an answer to it."""
-    return content_id([next(message for message in messages if message["role"] == "user")], None, None)
+    asked = next((message for message in messages if message["role"] == "user"), messages[0])
+    return content_id([asked], None, None)
 
 
 @dataclass(frozen=True)

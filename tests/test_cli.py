@@ -1,6 +1,8 @@
 """The command line: one line and exit code 2 for each mistake, nothing started, nothing written over."""
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -304,6 +306,57 @@ def test_a_scan_is_not_written_over(posttrain: Command, trained: Path) -> None:
     line = fails(posttrain("passk", "tiny", "--run", "r", "--out", "no/mine.parquet"))
     assert line == "no/mine.parquet: no such directory no; make it first"
     assert (trained / "passk.parquet").read_text() == Path("mine.parquet").read_text() == "precious"
+
+
+def test_files_that_cannot_be_made_are_told_before_anything_is_sampled(posttrain: Command) -> None:
+    line = fails(posttrain("passk", "tiny", "--run", "r", "--out", "scan.json"))
+    assert line.startswith("--out scan.json: expected a name that ends with .parquet")
+    Path("report.json").write_text("precious")
+    assert fails(posttrain("eval", "tiny:base", "--out", "report.json")).startswith("report.json: exists already, and ")
+    assert Path("report.json").read_text() == "precious"
+    line = fails(posttrain("eval", "tiny:base", "--out", "no/report.json"))
+    assert line == "no/report.json: no such directory no; make it first"
+    line = fails(posttrain("rl", "tiny", "--run", "report.json/r"))
+    assert line.endswith("report.json/r: Not a directory")
+
+
+def test_two_commands_do_not_work_in_one_run_directory(posttrain: Command, trained: Path) -> None:
+    directory = os.open(trained, os.O_RDONLY)  # as another process has it
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    line = fails(posttrain("rl", "tiny", "--run", "r", "--resume", "auto"))
+    assert (
+        line
+        == f"{trained}: another command is at work in this run directory; wait for its end, or choose another --run"
+    )
+    os.close(directory)
+    assert "already has step-000005" in fails(posttrain("rl", "tiny", "--run", "r"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        ("index", "model/model.safetensors.index.json: not an index of weights; choose another checkpoint"),
+        (
+            "pickle",
+            "model: incomplete checkpoint (no *.safetensors); *.bin are pickles, which are not loaded: convert them",
+        ),
+        ("code", "model: "),
+        ("tokenizer", "model: its tokenizer cannot be loaded: "),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_is_one_line(posttrain: Command, damage: str, line: str) -> None:
+    model = Path(shutil.copytree(resolve_model("tiny:base"), "model"))
+    if damage == "index":
+        (model / "model.safetensors.index.json").write_text("[]")
+    elif damage == "pickle":
+        (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    elif damage == "code":
+        config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
+        (model / "config.json").write_text(json.dumps(config))
+        (model / "mine.py").write_text("raise SystemExit('run')")
+    else:
+        (model / "tokenizer.json").write_text("{")
+    assert fails(posttrain("eval", "model")).startswith(line)
 
 
 def test_a_scan_takes_the_newest_checkpoint_of_rl_else_of_sft(posttrain: Command, trained: Path) -> None:

@@ -119,6 +119,7 @@ def test_an_unreachable_hub(hub):
         (b"\n\n", "x.jsonl: no rows; set data.path to a file that has some"),
         (b'{"a": 1}\n{"a": 1,}\n', "x.jsonl:2: not JSON: "),
         (b'{"a": 1}\n\n[1]\n', "x.jsonl:3: expected a JSON object on each line, found [1]"),
+        (b'{"a": "\\ud83d\\ude00"}\n{"a": ["\\uD83D"]}\n', "x.jsonl:2: '\\ud83d' is half of a character (a lone"),
     ],
 )
 def test_a_bad_file(tmp_path, content, line):
@@ -322,6 +323,16 @@ def test_an_answer_without_the_pattern(write):
         load_prompts, write(GSM8K, {**GSM8K, "answer": "five"}), {"prompt": "question"}, answer_pattern="#### (.+)"
     )
     assert line == "x.jsonl:2: field 'answer': 'five' does not match data.prompts.answer_pattern='#### (.+)'"
+    rows = write({"prompt": "a", "answer": "five"})
+    assert "'five' does not match" in line_of(load_prompts, rows, answer_pattern="five(,.+)?")
+
+
+def test_a_function_that_gives_no_rows(tmp_path, monkeypatch):
+    (tmp_path / "my_rows.py").write_text("def none(): pass\ndef some(path): return [{}]")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("none", "some"):
+        line = line_of(load_rows, f"my_rows:{name}", "data.prompts")
+        assert line.startswith(f"my_rows:{name}: expected a function that takes nothing and gives rows: ")
 
 
 def test_bad_constants_and_names_of_ours(write):

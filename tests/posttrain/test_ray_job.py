@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain.ray_job import _absolute, _without_run
+from posttrain.ray_job import _absolute, _out_of_the_copy, _without_run
 
 
 def test_the_run_directory_is_said_once() -> None:
@@ -30,3 +30,21 @@ def test_what_is_in_the_run_directory_is_named_in_full(tmp_path: Path, monkeypat
     assert _absolute("mine/rl") == "mine/rl"
     assert _absolute("mine/rl", tmp_path / "mine") == f"{tmp_path}/mine/rl"
     assert _absolute("mine/rl", tmp_path / "other") == "mine/rl"
+
+
+def test_what_a_command_writes_is_not_written_into_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "eval",
+        "m",
+        "--out",
+        "report.json",
+        "--out=b.json",
+        "judge.cache=v.sqlite",
+        "judge.cache=null",
+        "rl.steps=3",
+    ]
+    assert _out_of_the_copy(words) == [
+        "eval", "m", "--out", f"{tmp_path}/report.json", f"--out={tmp_path}/b.json", f"judge.cache={tmp_path}/v.sqlite",
+        "judge.cache=null", "rl.steps=3",
+    ]  # fmt: skip

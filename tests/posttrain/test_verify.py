@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from posttrain.verify import print_summary, verify
+from posttrain.progress import say
+from posttrain.verify import Verified, print_summary, verify
 from rollouts.errors import UserError
 
 ADD = "def add(a, b):\n    return a + b"
@@ -103,6 +104,13 @@ def test_a_wrong_file_is_one_line_and_writes_nothing(
     with pytest.raises(UserError, match=message):
         judged(tmp_path, kind, good, row)
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_reason_may_look_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary("code", [Verified(False, 0.0, "ValueError: [/x] and [bold]")], Path("out"))
+    assert "ValueError: [/x] and [bold]" in capsys.readouterr().err
+    say("[/x] and [bold]")
+    assert "[/x] and [bold]" in capsys.readouterr().err
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:

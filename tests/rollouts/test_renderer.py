@@ -1,5 +1,8 @@
 """The chat template of the tiny tokenizer, as tokens."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from posttrain.config import resolve_model
@@ -71,3 +74,10 @@ def test_a_tokenizer_without_a_template_is_told(renderer: Renderer, tmp_path) ->
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(DataError, match=r"the tokenizer has no chat template; add one as chat_template\.jinja"):
         Renderer(str(tmp_path))
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_one_line(tmp_path: Path) -> None:
+    model = shutil.copytree(resolve_model("tiny:base"), tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{{ raise_exception('no system turns') }}")
+    with pytest.raises(DataError, match="its chat template refuses turns of system, user: no system turns"):
+        Renderer(str(model)).prompt_tokens([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
