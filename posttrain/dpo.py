@@ -69,7 +69,7 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     from trl import DPOConfig, DPOTrainer
 
     from posttrain.adapters import lora_config
-    from posttrain.trl_stage import StageCallback, common_arguments, train
+    from posttrain.trl_stage import StageCallback, common_arguments, on_one_device, train
 
     torch.set_num_threads(config.sft.threads)
     datasets.disable_progress_bars()
@@ -81,7 +81,7 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
         model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
         # With an adapter the reference is the model beneath it.
         ref_model=None if config.lora else AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32),
-        args=DPOConfig(beta=config.dpo.beta, logging_steps=5, save_steps=10**9, **arguments),
+        args=on_one_device(DPOConfig(beta=config.dpo.beta, logging_steps=5, save_steps=10**9, **arguments)),
         train_dataset=rows.map(_conversation, remove_columns=rows.column_names),
         processing_class=tokenizer,
         peft_config=lora_config(config.lora) if config.lora else None,
