@@ -191,10 +191,12 @@ class PolicyTrainer:
         log_ratios_N = now_N - behaviour_N
         if config.correction == "none":
             proximal_N, corrections_N = behaviour_N, torch.ones_like(weights_N)
+            uncut_N = corrections_N
         else:
             correct = CORRECTIONS[config.correction]
             proximal_N = now_N
             corrections_N = correct(log_ratios_N, rollouts_N, config.correction_low, config.correction_high)
+            uncut_N = correct(log_ratios_N, rollouts_N, 0.0, float("inf"))
         objective = LOSSES[config.loss](
             Tokens(logprobs_N, proximal_N, batch.advantages[mask], rollouts_N), config.clip_low, config.clip_high
         )
@@ -205,14 +207,13 @@ class PolicyTrainer:
                 loss + config.kl_coef * (KL_ESTIMATORS[config.kl_estimator](logprobs_N, reference_N) * weights_N).sum()
             )
         (loss * self.ranks.count).backward()  # weights are those of the whole batch, and ranks are averaged
-        cut_N = (corrections_N != log_ratios_N.exp()) & (config.correction != "none")
         kl_N = k3(behaviour_N, now_N)  # of the behaviour policy, whose samples these are, to the policy now
         sums = (
             loss.detach(),
             entropy_N.sum(),
             kl_N.sum(),
             objective.clipped.sum(),
-            cut_N.sum(),
+            (corrections_N != uncut_N).sum(),
             torch.ones_like(mask).sum(),
         )
         largest = log_ratios_N.max().exp() if len(log_ratios_N) else log_ratios_N.new_zeros(())

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,11 +84,32 @@ def test_every_algorithm_makes_a_step_of_its_own(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("correction", list(CORRECTIONS))
-def test_a_correction_counts_what_it_cuts(correction: str) -> None:
-    metrics, _ = stepped(correction=correction)
-    assert 0 < metrics.corrected_share <= 1
+def test_a_correction_counts_the_tokens_whose_weight_it_cuts(correction: str) -> None:
+    trainer = PolicyTrainer(BASE, BASE, config_of(advantage="dr_grpo", correction=correction, correction_low=0.5, correction_high=2.0))
+    of, cut, tokens = near(trainer, groups()), 0, 0
+    for group in of:
+        for rollout in group.rollouts:
+            stored_N, now_N = trainer.logprobs(replace(group, rollouts=[rollout]))
+            ratios = (now_N - stored_N).exp()
+            ratios = ratios.prod().expand_as(ratios) if correction.startswith("sequence") else ratios
+            cut += int((ratios > 2).sum() + (ratios < 0.5).sum() * correction.endswith("mask"))
+            tokens += len(ratios)
+    metrics = trainer.train_step(*of)
+    assert metrics.corrected_share == pytest.approx(cut / tokens)
+    assert 0.05 < metrics.corrected_share < 0.95
     assert metrics.clip_share == 0  # the policy at the start of the step is the policy now
     assert stepped()[0].corrected_share == 0
+
+
+def near(trainer: PolicyTrainer, of: list[RolloutGroup]) -> list[RolloutGroup]:
+    """The groups, sampled by a policy whose log-probabilities are up to 1 from the trainer's."""
+    rng = random.Random(1)
+    for group in of:
+        for rollout in group.rollouts:
+            _, now_N = trainer.logprobs(replace(group, rollouts=[rollout]))
+            now = iter(now_N.tolist())
+            rollout.logprobs = [next(now) - rng.uniform(-1, 1) if own else 0.0 for own in rollout.loss_mask]
+    return of
 
 
 def test_a_batch_without_a_loss_token_changes_nothing() -> None:
