@@ -70,7 +70,7 @@ class RayWorkers:
         self._publishing = asyncio.Lock()
         self._turns: AbstractAsyncContextManager[Any] = nullcontext()
         self._not_judged = 0  # draws
-        self._begun: dict[int, list[Rollout]] = {}  # draw id → rollouts as far as an earlier life of the run made them
+        self._begun: dict[int, RolloutGroup] = {}  # by draw id: as far as an earlier life of the run made it
         self._under_way: dict[int, UnderWay] = {}  # by draw id
         self._version = 0  # that the engines hold, or are about to
         self.sent: Sent | None = None  # in the last update
@@ -137,10 +137,13 @@ class RayWorkers:
         With `rl.early_stop` the first rollouts go before the others, which are made only if those have mixed outcomes.
         """
         rl = self.config.rl
-        begun, conversation = self._begun.pop(draw.draw_id, []), data.conversation(self.config, draw.prompt)
+        before, conversation = self._begun.pop(draw.draw_id, None), data.conversation(self.config, draw.prompt)
+        begun = before.rollouts if before else []
         first = rl.early_stop or rl.group_size
         request = Request(
-            self._renderer.prompt_tokens(draw.prompt.messages),
+            # What has begun follows the prompt that it was sampled from: a template may render another by now, as one
+            # that tells the date.
+            tuple(before.prompt_token_ids) if before else self._renderer.prompt_tokens(draw.prompt.messages),
             self._sampling,
             first,
             # With updates in flight no seed repeats a rollout, and vLLM samples requests that have one each by itself.
@@ -181,8 +184,8 @@ class RayWorkers:
                 earlier = judged.payload
         return await self._judge(draw, request, rollouts, earlier)
 
-    def go_on(self, begun: Mapping[int, list[Rollout]]) -> None:
-        """Rollouts of draws that are to be made, as far as they were at the checkpoint, by draw id."""
+    def go_on(self, begun: Mapping[int, RolloutGroup]) -> None:
+        """Groups of draws that are to be made, as far as they were at the checkpoint, by draw id."""
         self._begun.update(begun)
 
     def under_way(self, draw_ids: Collection[int]) -> Awaitable[list[RolloutGroup]]:

@@ -85,7 +85,8 @@ def test_every_algorithm_makes_a_step_of_its_own(algorithm: str) -> None:
 
 @pytest.mark.parametrize("correction", list(CORRECTIONS))
 def test_a_correction_counts_the_tokens_whose_weight_it_cuts(correction: str) -> None:
-    trainer = PolicyTrainer(BASE, BASE, config_of(advantage="dr_grpo", correction=correction, correction_low=0.5, correction_high=2.0))
+    limits = {"correction_low": 0.5, "correction_high": 2.0}
+    trainer = PolicyTrainer(BASE, BASE, config_of(advantage="dr_grpo", correction=correction, **limits))
     of, cut, tokens = near(trainer, groups()), 0, 0
     for group in of:
         for rollout in group.rollouts:
