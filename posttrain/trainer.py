@@ -282,7 +282,8 @@ class PolicyTrainer:
         The optimizer is stored as safetensors too: a checkpoint holds no pickle.
         """
         tensors = whole_state(self.policy.model, trained_only=self._lora is not None)
-        optimizer = self._optimizer_state()
+        # Torch fills a fresh optimizer by a step of zero gradients, which Adam counts as one.
+        optimizer = self._optimizer_state() if self.version else {"state": {}}
         if self.ranks.rank > 0:
             return
         self.policy.model.save_pretrained(directory, state_dict=tensors)
@@ -296,6 +297,8 @@ class PolicyTrainer:
     def load_optimizer(self, directory: str, step: int) -> None:
         """Restores what `save` wrote, on any number of ranks (the policy itself is loaded at construction)."""
         self._trained = TrainedLog.read(Path(directory))
+        if step == 0:
+            return
         optimizer = self._optimizer_state()
         if self.ranks.rank == 0:
             for name, value in load_file(Path(directory) / "optimizer" / "state.safetensors").items():

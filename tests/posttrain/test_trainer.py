@@ -187,6 +187,22 @@ def test_an_adapter_without_the_model_beneath_it_is_an_error(tmp_path: Path) -> 
         whole_model(tmp_path)
 
 
+def test_a_run_that_was_stopped_before_its_first_step_goes_on_as_a_fresh_one(tmp_path: Path) -> None:
+    def trained(trainer: PolicyTrainer) -> list[torch.Tensor]:
+        for _ in range(2):
+            trainer.train_step(*groups())
+        return [parameter.detach() for parameter in trainer.policy.parameters()]
+
+    expected = trained(PolicyTrainer(BASE, BASE, config_of()))
+    stopped = PolicyTrainer(BASE, BASE, config_of())
+    stopped.save(str(tmp_path))
+    assert load_file(tmp_path / "optimizer/state.safetensors") == {}
+    resumed = PolicyTrainer(str(tmp_path), BASE, config_of())
+    resumed.load_optimizer(str(tmp_path), 0)
+    for trainer in (stopped, resumed):
+        assert all(map(torch.equal, trained(trainer), expected))
+
+
 def test_a_step_moves_the_policy() -> None:
     _, parameters = stepped()
     _, untouched = stepped(learning_rate=1e-30)
