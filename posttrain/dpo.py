@@ -10,6 +10,8 @@ import asyncio
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from posttrain.reward import judged_at_once, scorer_of
 from posttrain.rl_state import shards
 from posttrain.rundir import RunDir
 from posttrain.templates import read_template
+from rollouts.env import turn_end
 from rollouts.errors import ConfigError, DataError
 from rollouts.generator import Request
 from rollouts.recorder import read_shards, write_rows
@@ -87,6 +90,7 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
         peft_config=lora_config(config.lora) if config.lora else None,
         callbacks=[callback],
     )
+    trainer.train_dataset = trainer.train_dataset.map(partial(_without_end, end=turn_end(tokenizer)))
     say(f"dpo: {len(rows)} pairs, {config.dpo.num_train_epochs:g} epochs, from {parent}")
     return train(trainer, callback, checkpoint)
 
@@ -97,7 +101,17 @@ def _conversation(row: dict[str, Any]) -> dict[str, Any]:
         "prompt": json.loads(row["messages"]),
         "chosen": [{"role": "assistant", "content": row["chosen"]}],
         "rejected": [{"role": "assistant", "content": row["rejected"]}],
+        "cut_off": row.get("cut_off", False),  # pairs that an older version mined do not say
     }
+
+
+def _without_end(row: dict[str, Any], end: Sequence[int]) -> dict[str, Any]:
+    """A pair as TRL tokenized it, without the end of turn that the template puts behind a completion that was cut off.
+
+    The policy never sampled it there, and to reject it would teach the policy not to stop.
+    """
+    ids = row["rejected_ids"]
+    return {"rejected_ids": ids[: -len(end)] if row["cut_off"] and end and ids[-len(end) :] == end else ids}
 
 
 def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
@@ -210,6 +224,7 @@ def _write(path: Path, pairs: list[PreferencePair]) -> None:
             "chosen": pair.chosen,
             "rejected": pair.rejected,
             "reason": pair.reason,
+            "cut_off": pair.cut_off,
             "prompt_id": pair.prompt.prompt_id,
             "chosen_draw_id": pair.draw_ids[0],
             "rejected_draw_id": pair.draw_ids[1],
