@@ -25,7 +25,7 @@ from posttrain.config import Config, RLConfig
 from posttrain.losses.corrections import CORRECTIONS
 from posttrain.losses.kl import KL_ESTIMATORS, k3
 from posttrain.losses.policy import LOSSES, Tokens
-from posttrain.policy import Policy
+from posttrain.policy import Policy, scale_and_cap
 from posttrain.ranks import Ranks, is_sharded, whole, whole_state
 from posttrain.sender import Sender, Sent
 from posttrain.step_metrics import StepMetrics
@@ -38,6 +38,7 @@ from rollouts.types import RolloutGroup
 def check_model(model: str, config: RLConfig) -> None:
     """Raises ConfigError if the settings do not suit the model, a Hugging Face model directory."""
     text = AutoConfig.from_pretrained(model).get_text_config()
+    scale_and_cap(text)
     narrow = set(getattr(text, "layer_types", None) or []) - {"full_attention"}
     if config.share_prompts and (narrow or getattr(text, "sliding_window", None)):
         kinds = ", ".join(sorted(narrow)) or "sliding_window"

@@ -209,6 +209,12 @@ def test_a_step_moves_the_policy() -> None:
     assert all((a != b).any() for a, b in zip(parameters, untouched, strict=True))
 
 
+def test_logits_that_are_made_in_an_unknown_way_are_an_error_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "falcon_h1", "lm_head_multiplier": 0.5}')
+    with pytest.raises(ConfigError, match=r"^model: falcon_h1 makes its logits by lm_head_multiplier, which is not"):
+        check_model(str(tmp_path), RLConfig())
+
+
 def test_prompts_are_shared_only_where_all_layers_attend_to_all(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mistral", "sliding_window": 512}')
     check_model(str(tmp_path), RLConfig())
