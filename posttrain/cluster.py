@@ -14,7 +14,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Self
 import ray
 from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from posttrain.balance import spread
 from posttrain.config import Config, resolve_model
@@ -126,8 +126,8 @@ class Cluster:
             ray.kill(actor)
         if self._group is not None:
             remove_placement_group(self._group)
-        for leftover in self._weights.glob(f"{self._weights_prefix}*"):
-            self.drop_weights(str(leftover))
+        with suppress(RayError):  # a node that does not answer must not hold up the end
+            ray.get(self._drop(f"{self._weights_prefix}*"), timeout=10)
         if self._owned:
             ray.shutdown()
 
@@ -266,13 +266,28 @@ class Cluster:
 
     def drop_weights(self, path: str) -> None:
         """Frees weights that no engine will load any more, if they were published here."""
-        published = Path(path)
-        if not published.name.startswith(self._weights_prefix):
-            return
-        if published.is_dir():
-            shutil.rmtree(published, ignore_errors=True)
+        name = Path(path).name
+        if name.startswith(self._weights_prefix):
+            self._drop(name)
+
+    def _drop(self, names: str) -> list[Any]:
+        """Deletes weights: here, and on the other nodes by tasks, which it gives; the trainer may be on any of them."""
+        _delete(self._weights, names)
+        if not ray.is_initialized():
+            return []
+        here = ray.get_runtime_context().get_node_id()
+        others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+        delete = ray.remote(_delete)
+        seats = (NodeAffinitySchedulingStrategy(node, soft=False) for node in others)
+        return [delete.options(num_cpus=0, scheduling_strategy=seat).remote(self._weights, names) for seat in seats]
+
+
+def _delete(folder: Path, names: str) -> None:
+    for path in folder.glob(names):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            published.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _start() -> None:
