@@ -14,8 +14,9 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -23,7 +24,7 @@ from typing import Any, ClassVar, Self
 import ray
 from ray.exceptions import RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from posttrain.balance import spread
 from posttrain.config import Config, resolve_model
@@ -35,6 +36,8 @@ from rollouts.generator import EngineSettings, Generator, Request
 from rollouts.types import Rollout
 
 GRADER_RESTARTS = 3
+GENERATE_TRIES = 3
+"""Engines that a request is given to, each after the one before has died of it or with it."""
 LABEL_TOKENS = 16
 """Room for the label behind a prompt that is graded."""
 
@@ -106,6 +109,8 @@ class Cluster:
         if ray.is_initialized():
             return
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # A call that fails fails both its references; Ray prints a traceback for the one that nobody asks for then.
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         address = os.environ.get("RAY_ADDRESS")
         self._owned = True
         if address:
@@ -121,8 +126,8 @@ class Cluster:
             ray.kill(actor)
         if self._group is not None:
             remove_placement_group(self._group)
-        for leftover in self._weights.glob(f"{self._weights_prefix}*"):
-            self.drop_weights(str(leftover))
+        with suppress(RayError):  # a node that does not answer must not hold up the end
+            ray.get(self._drop(f"{self._weights_prefix}*"), timeout=10)
         if self._owned:
             ray.shutdown()
 
@@ -222,7 +227,8 @@ class Cluster:
         Raises:
             UserError: the GPUs of the run could not be reserved.
         """
-        return self.actor(Generator, model, settings, version, seat=seat, max_concurrency=4096, **options)
+        end = partial(os._exit, 1)  # an engine that failed is then dead for Ray as well, and for whoever asks it
+        return self.actor(Generator, model, settings, version, end, seat=seat, max_concurrency=4096, **options)
 
     def pool(self, model: str) -> GeneratorPool:
         """The run's pool of generators, started on first use and given the weights of `model` ever after."""
@@ -260,13 +266,28 @@ class Cluster:
 
     def drop_weights(self, path: str) -> None:
         """Frees weights that no engine will load any more, if they were published here."""
-        published = Path(path)
-        if not published.name.startswith(self._weights_prefix):
-            return
-        if published.is_dir():
-            shutil.rmtree(published, ignore_errors=True)
+        name = Path(path).name
+        if name.startswith(self._weights_prefix):
+            self._drop(name)
+
+    def _drop(self, names: str) -> list[Any]:
+        """Deletes weights: here, and on the other nodes by tasks, which it gives; the trainer may be on any of them."""
+        _delete(self._weights, names)
+        if not ray.is_initialized():
+            return []
+        here = ray.get_runtime_context().get_node_id()
+        others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+        delete = ray.remote(_delete)
+        seats = (NodeAffinitySchedulingStrategy(node, soft=False) for node in others)
+        return [delete.options(num_cpus=0, scheduling_strategy=seat).remote(self._weights, names) for seat in seats]
+
+
+def _delete(folder: Path, names: str) -> None:
+    for path in folder.glob(names):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            published.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _start() -> None:
@@ -324,6 +345,7 @@ class GeneratorPool:
         self._replacing = asyncio.Lock()
         self._loads = itertools.count(-1, -1)  # versions of checkpoints between stages, apart from the policy's own
         self.actors = [cluster.generator(model, self._settings, seat) for seat in cluster.placement.engines]
+        self.newest = dict.fromkeys(range(len(self.actors)), _given(model, 0))  # what one in an engine's place loads
         run(self.ready())
 
     async def ready(self) -> None:
@@ -338,52 +360,102 @@ class GeneratorPool:
         self._model = model
         run(self.update(model, next(self._loads)))
 
-    async def update(self, path: str, version: int, actors: Sequence[Any] | None = None) -> float:
-        """Loads weights into engines (all of them by default); returns the longest pause in seconds."""
-        timeout = self.config.generators.request_timeout
-        pauses = await asyncio.gather(
-            *(
-                answer(actor.update_weights.remote(path, version), timeout, f"an engine to load version {version}")
-                for actor in (actors or self.actors)
-            )
-        )
-        return max(pauses)
+    async def update(self, path: str, version: int, engines: Sequence[int] | None = None) -> float:
+        """Loads weights into engines (all of them by default), or into those that take the place of dead ones.
 
-    async def replace(self, index: int, dead: Any, newest: Newest) -> None:
-        """Starts an engine in the place of one that died; it loads the newest weights before it rejoins.
+        Returns:
+            The longest pause in seconds.
+        """
+        places = range(len(self.actors)) if engines is None else engines
+
+        async def update(index: int) -> float:
+            actor = self.actors[index]
+            try:
+                return await self._load(actor, path, version)
+            except EngineError as error:
+                await self.replace(index, actor, error)
+                return 0.0
+
+        self.newest.update(dict.fromkeys(places, _given(path, version)))
+        return max(await asyncio.gather(*map(update, places)))
+
+    async def _load(self, actor: Any, path: str, version: int) -> float:
+        timeout = self.config.generators.request_timeout
+        pause: float = await answer(
+            actor.update_weights.remote(path, version), timeout, f"an engine to load version {version}"
+        )
+        return pause
+
+    async def replace(self, index: int, dead: Any, why: EngineError | None = None) -> None:
+        """Starts an engine in the place of one that died or hangs; it loads the newest weights before it rejoins.
 
         Whoever finds the engine dead calls this; all but the first wait for the same new one.
         """
         async with self._replacing:
             if self.actors[index] is not dead:
                 return
-            say(f"engine {index} died; starting another in its place")
+            say(f"engine {index} died; starting another in its place" + (f": {_cause(why)}" if why else ""))
+            ray.kill(dead)
             actor = self._cluster.generator(self._model, self._settings, self._cluster.placement.engines[index])
             timeout = self.config.generators.start_timeout
             await answer(actor.ready.remote(), timeout, "a vLLM engine to start again")
-            await self.update(*await newest(), [actor])
+            await self._load(actor, *await self.newest[index]())
             self.actors[index] = actor
 
-    async def generate(self, requests: Sequence[Request], actors: Sequence[Any] | None = None) -> list[list[Rollout]]:
+    async def lost(self, index: int, actor: Any, error: EngineError, attempt: int) -> None:
+        """Replaces an engine that died with a request, unless this was the last of its tries, counted from 0.
+
+        Raises:
+            EngineError: it was.
+        """
+        if attempt == GENERATE_TRIES - 1:
+            raise EngineError(f"generator {index} died {GENERATE_TRIES} times: {_cause(error)}") from error
+        await self.replace(index, actor, error)
+
+    async def generate(self, requests: Sequence[Request], engines: Sequence[int] | None = None) -> list[list[Rollout]]:
         """Completions of all requests, in order, spread by their expected tokens over engines (all of them by default).
 
         Nothing is known of the lengths of completions here; what differs is prompts and how many completions they have.
+
+        Raises:
+            EngineError: engines died of the same requests `GENERATE_TRIES` times.
         """
-        actors = actors or self.actors
+        engines = range(len(self.actors)) if engines is None else engines
         timeout = self.config.generators.request_timeout * max(1, len(requests) / 256)
         costs = [len(each.prompt_token_ids) + each.n * each.sampling.max_tokens / 4 for each in requests]
-        places = spread(costs, len(actors))
-        parts = await asyncio.gather(
-            *(
-                answer(actor.generate_all.remote([requests[index] for index in part]), timeout, "an engine to generate")
-                for actor, part in zip(actors, places, strict=True)
-            )
-        )
+        places = spread(costs, len(engines))
+
+        async def generate(index: int, part: Sequence[int]) -> list[list[Rollout]]:
+            asked = [requests[place] for place in part]
+            for attempt in range(GENERATE_TRIES):
+                actor = self.actors[index]
+                try:
+                    found: list[list[Rollout]] = await answer(
+                        actor.generate_all.remote(asked), timeout, "an engine to generate"
+                    )
+                    return found
+                except EngineError as error:
+                    await self.lost(index, actor, error, attempt)
+            raise AssertionError("unreachable")
+
+        parts = await asyncio.gather(*map(generate, engines, places))
         results: list[list[Rollout]] = [[] for _ in requests]
         for part, found in zip(places, parts, strict=True):
             for index, rollouts in zip(part, found, strict=True):
                 results[index] = rollouts
         return results
+
+
+def _given(path: str, version: int) -> Newest:
+    async def newest() -> tuple[str, int]:
+        return path, version
+
+    return newest
+
+
+def _cause(error: EngineError) -> str:
+    """What an engine died of, in one line; of what it said itself Ray makes a traceback."""
+    return first_line(getattr(error, "cause", error))
 
 
 async def answer(reference: Any, limit: float, what: str) -> Any:

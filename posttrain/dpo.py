@@ -10,6 +10,8 @@ import asyncio
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from posttrain.reward import judged_at_once, scorer_of
 from posttrain.rl_state import shards
 from posttrain.rundir import RunDir
 from posttrain.templates import read_template
+from rollouts.env import turn_end
 from rollouts.errors import DataError
 from rollouts.generator import Request
 from rollouts.recorder import read_shards, write_rows
@@ -74,7 +77,7 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     from trl import DPOConfig, DPOTrainer
 
     from posttrain.adapters import lora_config
-    from posttrain.trl_stage import StageCallback, common_arguments, train
+    from posttrain.trl_stage import StageCallback, common_arguments, on_one_device, train
 
     torch.set_num_threads(config.sft.threads)
     datasets.disable_progress_bars()
@@ -82,18 +85,18 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     tokenizer = AutoTokenizer.from_pretrained(parent)
     callback = StageCallback(rundir, "dpo", parent, 1, tokenizer)
     arguments: dict[str, Any] = common_arguments(config.dpo, rundir, "dpo", len(rows))
+    load = partial(AutoModelForCausalLM.from_pretrained, parent, dtype=torch.float32, use_safetensors=True)
     trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, use_safetensors=True),
+        model=load(),
         # With an adapter the reference is the model beneath it.
-        ref_model=None
-        if config.lora
-        else AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, use_safetensors=True),
-        args=DPOConfig(beta=config.dpo.beta, logging_steps=5, save_steps=10**9, **arguments),
+        ref_model=None if config.lora else load(),
+        args=on_one_device(DPOConfig(beta=config.dpo.beta, logging_steps=5, save_steps=10**9, **arguments)),
         train_dataset=rows.map(_conversation, remove_columns=rows.column_names),
         processing_class=tokenizer,
         peft_config=lora_config(config.lora) if config.lora else None,
         callbacks=[callback],
     )
+    trainer.train_dataset = trainer.train_dataset.map(partial(_without_end, end=turn_end(tokenizer)))
     say(f"dpo: {len(rows)} pairs, {config.dpo.num_train_epochs:g} epochs, from {parent}")
     return train(trainer, callback, checkpoint)
 
@@ -104,7 +107,17 @@ def _conversation(row: dict[str, Any]) -> dict[str, Any]:
         "prompt": json.loads(row["messages"]),
         "chosen": [{"role": "assistant", "content": row["chosen"]}],
         "rejected": [{"role": "assistant", "content": row["rejected"]}],
+        "cut_off": row.get("cut_off", False),  # pairs that an older version mined do not say
     }
+
+
+def _without_end(row: dict[str, Any], end: Sequence[int]) -> dict[str, Any]:
+    """A pair as TRL tokenized it, without the end of turn that the template puts behind a completion that was cut off.
+
+    The policy never sampled it there, and to reject it would teach the policy not to stop.
+    """
+    ids = row["rejected_ids"]
+    return {"rejected_ids": ids[: -len(end)] if row["cut_off"] and end and ids[-len(end) :] == end else ids}
 
 
 def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:
@@ -217,6 +230,7 @@ def _write(path: Path, pairs: list[PreferencePair]) -> None:
             "chosen": pair.chosen,
             "rejected": pair.rejected,
             "reason": pair.reason,
+            "cut_off": pair.cut_off,
             "prompt_id": pair.prompt.prompt_id,
             "chosen_draw_id": pair.draw_ids[0],
             "rejected_draw_id": pair.draw_ids[1],

@@ -95,7 +95,7 @@ async def evaluate(
     prompts: Sequence[Prompt],
     scorer: Scorer,
     config: Config,
-    actors: Sequence[Any] | None = None,
+    engines: Sequence[int] | None = None,
     temperatures: Sequence[float] | None = None,
     samples: int | None = None,
     advance: Callable[[int], object] = int,
@@ -108,7 +108,7 @@ async def evaluate(
         prompts: held out from all training.
         scorer: gives the outcomes.
         config: `eval` says what is measured.
-        actors: of the pool, if not all.
+        engines: of the pool, if not all.
         temperatures: if other than configured.
         samples: at temperature 1, if other than configured.
         advance: told how many completions are done.
@@ -130,7 +130,7 @@ async def evaluate(
             )
             for index, prompt in enumerate(prompts)
         ]
-        completions = await pool.generate(requests, actors)
+        completions = await pool.generate(requests, engines)
         judged = await asyncio.to_thread(score_completions, scorer, prompts, completions, judged_at_once(config))
         advance(n * len(prompts))
         return {index: completions[index] for index in judged}

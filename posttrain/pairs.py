@@ -34,6 +34,7 @@ class PreferencePair:
     rejected: str
     reason: str
     draw_ids: tuple[int, int]  # of the draws that chosen and rejected came from
+    cut_off: bool = False  # rejected ran into the token limit, so that it has no end
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def _mine_prompt(
         text = rejected.rollout.text
         if text not in seen and len(found.get(reason, ())) < per_kind and reason in found:
             draws = (chosen.draw_id, rejected.draw_id)
-            found[reason].append(PreferencePair(rejected.prompt, chosen.rollout.text, text, reason, draws))
+            cut_off = rejected.rollout.truncated
+            found[reason].append(PreferencePair(rejected.prompt, chosen.rollout.text, text, reason, draws, cut_off))
         seen.setdefault(text, reason)
 
     for sample, kind in zip(samples, kinds, strict=True):

@@ -12,10 +12,33 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from posttrain.batch import TrainBatch
+from rollouts.errors import ConfigError
 
 Tensor = torch.Tensor
 CHUNK = 4096
 """Loss tokens whose logits are held at once, where memory is saved by computing them again in the backward pass."""
+
+
+UNKNOWN_HEADS = ("lm_head_multiplier", "output_multiplier")
+"""Fields of models whose logits are made in a way of their own."""
+
+
+def scale_and_cap(config: Any) -> tuple[float, float | None]:
+    """What a model does to its head's output to make logits: a factor, and a bound of their size (Gemma's soft cap).
+
+    Args:
+        config: of transformers, of the language model.
+
+    Raises:
+        ConfigError: something else, as the model's configuration says.
+    """
+    scaling = getattr(config, "logits_scaling", None) or 1.0  # Granite divides by it
+    unknown = [name for name in UNKNOWN_HEADS if getattr(config, name, None) not in (None, 1.0)]
+    if scaling != 1.0 and "granite" not in config.model_type:
+        unknown.append("logits_scaling")
+    if unknown:
+        raise ConfigError(f"model: {config.model_type} makes its logits by {unknown[0]}, which is not known here")
+    return (getattr(config, "logit_scale", None) or 1.0) / scaling, getattr(config, "final_logit_softcapping", None)
 
 
 class Policy(torch.nn.Module):
@@ -32,6 +55,7 @@ class Policy(torch.nn.Module):
                 shapes, since those of micro-batches differ.
         """
         super().__init__()
+        self._scale, self._cap = scale_and_cap(model.config.get_text_config())
         self.model, self.temperature, self.save_memory = model, temperature, save_memory
         if save_memory:
             self.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -73,8 +97,10 @@ class Policy(torch.nn.Module):
         return torch.cat(logprobs), torch.cat(entropies)
 
     def _logprobs_and_entropy(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        logits_NV = self.causal.get_output_embeddings()(hidden_ND).float() / self.temperature
-        logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
+        logits_NV = self.causal.get_output_embeddings()(hidden_ND).float()
+        if self._cap is not None:
+            logits_NV = self._cap * torch.tanh(logits_NV / self._cap)
+        logprobs_NV = torch.log_softmax(logits_NV / (self.temperature / self._scale), dim=-1)
         with torch.no_grad():
             entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
         return logprobs_NV.gather(1, targets_N[:, None]).squeeze(1), entropy_N

@@ -197,7 +197,7 @@ class RLStage:
         draws = [
             (draw, Judged.of(draw, group, self.workers.keep(group)) if group else None) for draw, group in pending.draws
         ]
-        self.workers.go_on({draw_id: group.rollouts for draw_id, group in begun.items()})
+        self.workers.go_on(begun)
         oldest = {draw_id: min(group.versions) for draw_id, group in begun.items()}
         self.controller.restore(state.controller, state.watermark.next_draw, draws, oldest)
         pending.draws.clear()  # the groups are Ray's by now; here they would be in memory as long as the run lives

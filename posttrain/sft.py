@@ -75,7 +75,7 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     from trl.chat_template_utils import get_training_chat_template
 
     from posttrain.adapters import lora_config
-    from posttrain.trl_stage import StageCallback, common_arguments, train
+    from posttrain.trl_stage import StageCallback, common_arguments, on_one_device, train
 
     torch.set_num_threads(config.sft.threads)
     tokenizer = AutoTokenizer.from_pretrained(parent)
@@ -93,12 +93,14 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     arguments: dict[str, Any] = common_arguments(config.sft, rundir, "sft", len(rows))
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, use_safetensors=True),
-        args=SFTConfig(
-            assistant_only_loss=True,
-            logging_steps=config.sft.logging_steps,
-            save_steps=config.sft.save_steps,
-            per_device_eval_batch_size=config.sft.per_device_train_batch_size,
-            **arguments,
+        args=on_one_device(
+            SFTConfig(
+                assistant_only_loss=True,
+                logging_steps=config.sft.logging_steps,
+                save_steps=config.sft.save_steps,
+                per_device_eval_batch_size=config.sft.per_device_train_batch_size,
+                **arguments,
+            )
         ),
         train_dataset=datasets.Dataset.from_list([{"messages": row} for row in rows]),
         eval_dataset=datasets.Dataset.from_list([{"messages": row} for row in evaluation_rows(config)]),

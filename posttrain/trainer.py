@@ -25,7 +25,7 @@ from posttrain.config import Config, RLConfig
 from posttrain.losses.corrections import CORRECTIONS
 from posttrain.losses.kl import KL_ESTIMATORS, k3
 from posttrain.losses.policy import LOSSES, Tokens
-from posttrain.policy import Policy
+from posttrain.policy import Policy, scale_and_cap
 from posttrain.ranks import Ranks, is_sharded, whole, whole_state
 from posttrain.sender import Sender, Sent
 from posttrain.step_metrics import StepMetrics
@@ -38,6 +38,7 @@ from rollouts.types import RolloutGroup
 def check_model(model: str, config: RLConfig) -> None:
     """Raises ConfigError if the settings do not suit the model, a Hugging Face model directory."""
     text = AutoConfig.from_pretrained(model).get_text_config()
+    scale_and_cap(text)
     narrow = set(getattr(text, "layer_types", None) or []) - {"full_attention"}
     if config.share_prompts and (narrow or getattr(text, "sliding_window", None)):
         kinds = ", ".join(sorted(narrow)) or "sliding_window"
@@ -193,10 +194,12 @@ class PolicyTrainer:
         log_ratios_N = now_N - behaviour_N
         if config.correction == "none":
             proximal_N, corrections_N = behaviour_N, torch.ones_like(weights_N)
+            uncut_N = corrections_N
         else:
             correct = CORRECTIONS[config.correction]
             proximal_N = now_N
             corrections_N = correct(log_ratios_N, rollouts_N, config.correction_low, config.correction_high)
+            uncut_N = correct(log_ratios_N, rollouts_N, 0.0, float("inf"))
         objective = LOSSES[config.loss](
             Tokens(logprobs_N, proximal_N, batch.advantages[mask], rollouts_N), config.clip_low, config.clip_high
         )
@@ -207,14 +210,13 @@ class PolicyTrainer:
                 loss + config.kl_coef * (KL_ESTIMATORS[config.kl_estimator](logprobs_N, reference_N) * weights_N).sum()
             )
         (loss * self.ranks.count).backward()  # weights are those of the whole batch, and ranks are averaged
-        cut_N = (corrections_N != log_ratios_N.exp()) & (config.correction != "none")
         kl_N = k3(behaviour_N, now_N)  # of the behaviour policy, whose samples these are, to the policy now
         sums = (
             loss.detach(),
             entropy_N.sum(),
             kl_N.sum(),
             objective.clipped.sum(),
-            cut_N.sum(),
+            (corrections_N != uncut_N).sum(),
             torch.ones_like(mask).sum(),
         )
         largest = log_ratios_N.max().exp() if len(log_ratios_N) else log_ratios_N.new_zeros(())
@@ -283,7 +285,8 @@ class PolicyTrainer:
         The optimizer is stored as safetensors too: a checkpoint holds no pickle.
         """
         tensors = whole_state(self.policy.model, trained_only=self._lora is not None)
-        optimizer = self._optimizer_state()
+        # Torch fills a fresh optimizer by a step of zero gradients, which Adam counts as one.
+        optimizer = self._optimizer_state() if self.version else {"state": {}}
         if self.ranks.rank > 0:
             return
         self.policy.model.save_pretrained(directory, state_dict=tensors)
@@ -297,6 +300,8 @@ class PolicyTrainer:
     def load_optimizer(self, directory: str, step: int) -> None:
         """Restores what `save` wrote, on any number of ranks (the policy itself is loaded at construction)."""
         self._trained = TrainedLog.read(Path(directory))
+        if step == 0:
+            return
         optimizer = self._optimizer_state()
         if self.ranks.rank == 0:
             for name, value in load_file(Path(directory) / "optimizer" / "state.safetensors").items():

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from posttrain.cluster import Newest, answer
 from posttrain.sender import Sent
 from posttrain.trainer_ranks import TrainerRanks
-from rollouts.errors import ConfigError
+from rollouts.errors import ConfigError, EngineError
 
 
 def choose(wanted: str, trainer: Sequence[str], engines: Sequence[Sequence[str]], lora: bool = False) -> str:
@@ -75,6 +75,7 @@ class Transport(ABC):
         """
         self._trainer, self._newest, self._limit = trainer, newest, limit
         self.engines: list[Any] = []  # those connected
+        self.failed: list[Any] = []  # those of them that are known to have failed in the last `send`
 
     @abstractmethod
     async def connect(self, engines: Sequence[Any]) -> None:
@@ -104,10 +105,14 @@ class SharedMemory(Transport):
 
     async def send(self, version: int) -> Sent:
         """Returns, or fails, once every engine has answered, so that none goes on under older weights unnoticed."""
+        self.failed = []
         path, _ = await self._newest()
         what = f"an engine to load version {version}"
         calls = [answer(engine.update_weights.remote(path, version), self._limit, what) for engine in self.engines]
         found = await asyncio.gather(*calls, return_exceptions=True)
+        self.failed = [
+            engine for engine, each in zip(self.engines, found, strict=True) if isinstance(each, EngineError)
+        ]
         for each in found:
             if isinstance(each, BaseException):
                 raise each

@@ -47,6 +47,12 @@ def common_arguments(config: SFTConfig | DPOConfig, rundir: RunDir, stage: str, 
     }
 
 
+def on_one_device(arguments: Any) -> Any:
+    """TRL's configuration, for one device: with several visible, transformers would use `DataParallel`; TRL refuses."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
 class StageCallback(TrainerCallback):
     """Turns a TRL trainer's events into bars, metrics and checkpoints of the run directory."""
 

@@ -7,19 +7,18 @@ import hashlib
 import sys
 import time
 from collections.abc import Awaitable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 
 from curricula.gate import rejection
 from posttrain import data
 from posttrain.balance import Balancer
-from posttrain.cluster import Cluster, GeneratorPool, answer, result_of
+from posttrain.cluster import GENERATE_TRIES, Cluster, GeneratorPool, answer, result_of
 from posttrain.parity import Difference
 from posttrain.progress import say
 from posttrain.reward import judged_at_once, scorer_of
@@ -37,7 +36,6 @@ from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, RolloutGroup
 
 JUDGE_TRIES = 3
-GENERATE_TRIES = 3
 TOLD = 5
 """Failures of judging that are told."""
 DRIFT_SAMPLES, DRIFT_TOKENS = 4, 64
@@ -68,10 +66,11 @@ class RayWorkers:
         self._balancer = Balancer(rl.generators, self._sampling.max_tokens / 4)
         self._metrics: dict[Any, dict[str, float]] = {}  # by actor
         self._published = (model, 0)  # the newest file of weights, and its version
+        self._evaluated = ""  # the file of the engines that only evaluate, which stays for those in their place
         self._publishing = asyncio.Lock()
         self._turns: AbstractAsyncContextManager[Any] = nullcontext()
         self._not_judged = 0  # draws
-        self._begun: dict[int, list[Rollout]] = {}  # draw id → rollouts as far as an earlier life of the run made them
+        self._begun: dict[int, RolloutGroup] = {}  # by draw id: as far as an earlier life of the run made it
         self._under_way: dict[int, UnderWay] = {}  # by draw id
         self._version = 0  # that the engines hold, or are about to
         self.sent: Sent | None = None  # in the last update
@@ -87,9 +86,9 @@ class RayWorkers:
         return len(self._pool.actors) > len(self.engines)
 
     @property
-    def evaluators(self) -> list[Any]:
+    def evaluators(self) -> list[int]:
         """The engines that make no rollouts; where there are none, those that do."""
-        return self._pool.actors[len(self.engines) :] or self._pool.actors
+        return list(range(len(self.engines), len(self._pool.actors))) or self.engines
 
     async def ready(self) -> None:
         """Waits until trainer and verifier have started."""
@@ -120,16 +119,14 @@ class RayWorkers:
         if checkpoint is not None:
             await self.trainer.load_optimizer(checkpoint, version)
         await self._pool.update(self._model, version)
+        self._pool.newest.update(dict.fromkeys(self.engines, self._newest))
 
     async def engine_metrics(self) -> dict[str, float]:
         """Tokens and busy seconds of the engines that make rollouts, those that died included, added up."""
 
         async def ask(actor: Any) -> None:
-            try:
+            with suppress(EngineError):  # what a dead one said last still counts
                 self._metrics[actor] = await answer(actor.metrics.remote(), 60, "an engine's metrics")
-            except EngineError as error:  # what a dead one said last still counts
-                if not _died(error):
-                    raise
 
         await asyncio.gather(*(ask(actor) for actor in self._rolling))
         return {key: sum(each[key] for each in self._metrics.values()) for key in ("tokens", "busy_seconds")}
@@ -140,10 +137,13 @@ class RayWorkers:
         With `rl.early_stop` the first rollouts go before the others, which are made only if those have mixed outcomes.
         """
         rl = self.config.rl
-        begun, conversation = self._begun.pop(draw.draw_id, []), data.conversation(self.config, draw.prompt)
+        before, conversation = self._begun.pop(draw.draw_id, None), data.conversation(self.config, draw.prompt)
+        begun = before.rollouts if before else []
         first = rl.early_stop or rl.group_size
         request = Request(
-            self._renderer.prompt_tokens(draw.prompt.messages),
+            # What has begun follows the prompt that it was sampled from: a template may render another by now, as one
+            # that tells the date.
+            tuple(before.prompt_token_ids) if before else self._renderer.prompt_tokens(draw.prompt.messages),
             self._sampling,
             first,
             # With updates in flight no seed repeats a rollout, and vLLM samples requests that have one each by itself.
@@ -184,8 +184,8 @@ class RayWorkers:
                 earlier = judged.payload
         return await self._judge(draw, request, rollouts, earlier)
 
-    def go_on(self, begun: Mapping[int, list[Rollout]]) -> None:
-        """Rollouts of draws that are to be made, as far as they were at the checkpoint, by draw id."""
+    def go_on(self, begun: Mapping[int, RolloutGroup]) -> None:
+        """Groups of draws that are to be made, as far as they were at the checkpoint, by draw id."""
         self._begun.update(begun)
 
     def under_way(self, draw_ids: Collection[int]) -> Awaitable[list[RolloutGroup]]:
@@ -201,9 +201,7 @@ class RayWorkers:
         async def ask(actor: Any) -> dict[int, dict[int, Rollout]]:
             try:
                 found = await answer(actor.under_way.remote(), limit, "an engine to say what is under way")
-            except EngineError as error:
-                if not _died(error):
-                    raise
+            except EngineError:
                 return {}
             return dict(found)
 
@@ -286,14 +284,11 @@ class RayWorkers:
                 count, rollouts = actor.generate_counted.options(num_returns=2).remote(request)
                 if sent is not None and request.draw_id is not None:  # of a conversation engines tell nothing
                     sent.add(request.first)
-                tokens = await asyncio.wait_for(result_of(count), timeout)  # small; the rollouts stay where they are
+                what = "an engine to generate (generators.request_timeout)"
+                tokens = await answer(count, timeout, what)  # small; the rollouts stay where they are
                 return rollouts
-            except TimeoutError:
-                raise EngineError(f"waited {timeout:.0f} s (generators.request_timeout) for an engine") from None
-            except RayActorError as error:
-                if attempt == GENERATE_TRIES - 1:
-                    raise EngineError(f"generator {index} died {GENERATE_TRIES} times: {error}") from error
-                await self._pool.replace(index, actor, self._newest)
+            except EngineError as error:
+                await self._pool.lost(index, actor, error, attempt)
             finally:
                 self._balancer.give_back(seat, tokens)
         raise AssertionError("unreachable")
@@ -319,8 +314,8 @@ class RayWorkers:
     async def update_weights(self, version: int) -> float:
         """Gives the trainer's weights to the engines that make rollouts; returns the longest pause in seconds.
 
-        An engine that died is replaced first, and takes part if it died before. One that dies in the middle takes the
-        engines of a group with it, which are then all replaced: those that live hold weights of no version.
+        An engine that died is replaced first, and takes part if it died before. One that dies or hangs in the middle
+        takes the engines of a group with it, which are then all replaced: those that live hold weights of no version.
         """
         old, self._version = self._published[0], version
         started = time.monotonic()
@@ -331,38 +326,39 @@ class RayWorkers:
                 await self.transport.connect(self._rolling)
             self.sent = await self.transport.send(version)
             pause = self.sent.pause
-        except EngineError:
-            dead = await self._dead()
+        except EngineError as error:
+            dead = {engine: actor for engine, actor in group.items() if actor in self.transport.failed}
+            dead = dead or await self._dead(hung=True)
             if not dead:
                 raise
-            await self._replace(group if self.transport.one_fate else dead)
+            await self._replace(group if self.transport.one_fate else dead, error)
             pause = time.monotonic() - started
-        if self._published[0] != old or self._published[1] < version:
+        if (self._published[0] != old or self._published[1] < version) and old != self._evaluated:
             self._cluster.drop_weights(old)
         return pause
 
-    async def _dead(self) -> dict[int, Any]:
-        """Those of the engines that make rollouts that have died."""
+    async def _dead(self, hung: bool = False) -> dict[int, Any]:
+        """Those of the engines that make rollouts that have died; on demand also those that hang."""
+        limit = self.config.generators.request_timeout
 
         async def gone(engine: int, actor: Any) -> bool:
+            said = actor.alive.remote() if hung else actor.ready.remote()
             try:
-                await answer(actor.ready.remote(), 60, f"generator {engine} to say that it lives")
-            except EngineError as error:
-                if _died(error):
-                    return True
-                raise
+                await answer(said, limit if hung else 60, f"generator {engine} to say that it lives")
+            except EngineError:
+                return True
             return False
 
         actors = dict(zip(self.engines, self._rolling, strict=True))
         found = await asyncio.gather(*(gone(engine, actor) for engine, actor in actors.items()))
         return {engine: actor for (engine, actor), dead in zip(actors.items(), found, strict=True) if dead}
 
-    async def _replace(self, engines: Mapping[int, Any]) -> None:
+    async def _replace(self, engines: Mapping[int, Any], why: EngineError | None = None) -> None:
         """Ends engines, if they have not died, and starts others in their place with the newest weights."""
         for actor in engines.values():
             ray.kill(actor)
         for engine, actor in engines.items():
-            await self._pool.replace(engine, actor, self._newest)
+            await self._pool.replace(engine, actor, why)
 
     async def _newest(self) -> tuple[str, int]:
         """A file of weights that are at least of the version that the engines are to hold, and their version.
@@ -378,10 +374,9 @@ class RayWorkers:
 
     async def update_evaluators(self) -> None:
         """Gives the evaluating engines the newest weights; they take no part in updates, but keep to one version."""
-        if self.has_spare_engines:
-            await self._pool.update(*await self._newest(), self.evaluators)
-
-
-def _died(error: EngineError) -> bool:
-    """Whether an actor's process is gone, rather than slow."""
-    return isinstance(error.__cause__, RayActorError)
+        if not self.has_spare_engines:
+            return
+        old, (self._evaluated, version) = self._evaluated, await self._newest()
+        await self._pool.update(self._evaluated, version, self.evaluators)
+        if old not in (self._evaluated, self._published[0]):
+            self._cluster.drop_weights(old)

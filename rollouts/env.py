@@ -12,18 +12,20 @@ tokenized again; the reply's tokens are put between, outside the loss.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rollouts.errors import JudgeError
-from rollouts.types import Prompt, Rollout, Sampling, Span
+from rollouts.types import Message, Prompt, Rollout, Sampling, Span
 
 Reply = Callable[[Prompt, list[str]], str | None]
 Complete = Callable[[tuple[int, ...], Sampling, int | None], Awaitable[Rollout]]
 """One completion of tokens, with the sampling and the seed given."""
 
 MAX_TURNS = 16
+WORDS = "words of the assistant"
+"""By which the place of an assistant's words is found in what a template renders."""
 
 
 async def converse(
@@ -67,7 +69,7 @@ async def converse(
             raise JudgeError(f"environment failed on prompt {prompt.prompt_id}: {error!r}") from error
         if said is None:
             return whole
-        reply_ids = reply_tokens(tokenizer, said)
+        reply_ids = reply_tokens(tokenizer, said, turn.token_ids)
         if len(whole.token_ids) + len(reply_ids) >= sampling.max_tokens:
             break
         _extend(whole, reply_ids, None, [(0, len(reply_ids), turn.policy_versions[-1][2])])
@@ -85,16 +87,28 @@ def _extend(whole: Rollout, token_ids: list[int], logprobs: list[float] | None, 
     whole.policy_versions += [(start + offset, end + offset, version) for start, end, version in spans]
 
 
-def reply_tokens(tokenizer: Any, text: str) -> list[int]:
+def reply_tokens(tokenizer: Any, text: str, turn: Sequence[int]) -> list[int]:
     """The tokens that a chat template puts between two turns of the assistant, for a user who says `text`.
 
-    Rendered as the difference of two conversations, since templates render only whole ones.
+    Rendered as the difference of two conversations, since templates render only whole ones. The first token, with which
+    the template ends a turn, is left out where the tokens of the `turn` end with it: after a stop text they do not.
     """
-    before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    start = tokenizer.apply_chat_template(before, tokenize=False)
-    after = [*before, {"role": "user", "content": text}]
-    rendered = tokenizer.apply_chat_template(after, tokenize=False, add_generation_prompt=True)
-    if not rendered.startswith(start):
+    before = _rendered(tokenizer)
+    rendered = _rendered(tokenizer, {"role": "user", "content": text}, add_generation_prompt=True)
+    if not rendered.startswith(before):
         raise JudgeError("the chat template renders an earlier turn differently once another follows; no environment")
-    ids: list[int] = tokenizer(rendered[len(start) :], add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(rendered.partition(WORDS)[2], add_special_tokens=False)["input_ids"]
+    return ids[1:] if ids[:1] == list(turn[-1:]) else ids
+
+
+def turn_end(tokenizer: Any) -> list[int]:
+    """The tokens that a chat template puts behind the assistant's words at the end of a conversation."""
+    ids: list[int] = tokenizer(_rendered(tokenizer).partition(WORDS)[2], add_special_tokens=False)["input_ids"]
     return ids
+
+
+def _rendered(tokenizer: Any, *further: Message, **options: Any) -> str:
+    """A conversation in which the assistant says `WORDS`, and what follows."""
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": WORDS}, *further]
+    text: str = tokenizer.apply_chat_template(conversation, tokenize=False, **options)
+    return text

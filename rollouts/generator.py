@@ -31,6 +31,8 @@ ADAPTER_ID = 1
 """vLLM's number of the one adapter that an engine may hold; its versions are told apart by `set_weight_version`."""
 ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 512)
 """The largest ranks that vLLM can be started for."""
+LAST_WORDS = 0.3
+"""Seconds between the failure of an engine and the end of its process, in which those who wait are told the cause."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +97,19 @@ NOTHING = Rollout([], [], [], [], "", "")
 class Generator:
     """Serves `generate` and `update_weights`; wrapped into a Ray actor by the pipeline, usable without Ray as well."""
 
-    def __init__(self, model: str, settings: EngineSettings, version: int = 0) -> None:
+    def __init__(
+        self, model: str, settings: EngineSettings, version: int = 0, end: Callable[[], object] = lambda: None
+    ) -> None:
         """Starts the engine on a checkpoint directory.
 
         Args:
             model: a Hugging Face model directory.
             settings: see `EngineSettings`.
             version: the policy version that these weights are.
+            end: called once the engine has failed and those who wait were told; an actor ends its process.
         """
         self._engine, self._keep_cache = _start_engine(model, settings), settings.keep_cache
+        self._end = end
         self._tokenizer = self._engine.get_tokenizer()
         self._commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._waiting: dict[str, tuple[Request, asyncio.AbstractEventLoop, asyncio.Future[list[Rollout]]]] = {}
@@ -122,7 +128,12 @@ class Generator:
     # ------------------------------------------------------------------------------------------ asked from outside
 
     async def ready(self) -> int:
-        """Returns the process id once the engine has started."""
+        """Returns the process id once the engine has started.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        self._check()
         return os.getpid()
 
     async def generate(self, request: Request) -> list[Rollout]:
@@ -302,15 +313,22 @@ class Generator:
         found: float = await self._call(self._submit_part, finish)
         return found
 
+    async def alive(self) -> None:
+        """Returns once the engine's thread comes to it: never, where it hangs."""
+        await self._call(self._submit, lambda: None)
+
     async def metrics(self) -> dict[str, float]:
         """Tokens generated and seconds spent generating since the start."""
         return {"tokens": float(self._tokens), "busy_seconds": self._busy_seconds}
 
     # ------------------------------------------------------------------------------------------- the engine's thread
 
-    def _submit(self, command: Callable[[], None]) -> None:
+    def _check(self) -> None:
         if self._failure is not None:
             raise EngineError(f"the engine stopped: {self._failure!r}")
+
+    def _submit(self, command: Callable[[], None]) -> None:
+        self._check()
         self._commands.put(command)
 
     def _submit_part(self, command: Callable[[], None]) -> None:
@@ -375,6 +393,8 @@ class Generator:
             for _, loop, future in self._waiting.values():
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(_fail, future, EngineError(f"the engine stopped: {failure!r}"))
+            time.sleep(LAST_WORDS)
+            self._end()
 
     def _add(self, request: Request, loop: asyncio.AbstractEventLoop, future: asyncio.Future[list[Rollout]]) -> None:
         request_id = str(next(self._ids))

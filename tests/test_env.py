@@ -7,11 +7,16 @@ import asyncio
 import pytest
 
 from posttrain.config import resolve_model
-from rollouts.env import converse, reply_tokens
+from rollouts.env import converse, reply_tokens, turn_end
 from rollouts.errors import JudgeError
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, Sampling
 
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 PROMPT = Prompt("p", ({"role": "user", "content": "47+38"},), answer="85")
 
 
@@ -20,15 +25,20 @@ def renderer() -> Renderer:
     return Renderer(resolve_model("tiny:base"))
 
 
-def conversation(renderer: Renderer, said: list[str], reply, max_tokens: int = 64) -> tuple[Rollout, list]:
-    """Runs `converse` with a policy that says these things in turn; gives the rollout and what it was asked."""
+def conversation(
+    renderer: Renderer, said: list[str], reply, max_tokens: int = 64, ends: bool = True
+) -> tuple[Rollout, list]:
+    """Runs `converse` with a policy that says these things in turn; gives the rollout and what it was asked.
+
+    The turns `end` with a token of their own, or else by a stop text.
+    """
     asked: list[tuple[tuple[int, ...], int, int | None]] = []
-    end = renderer.tokenizer.eos_token_id
+    end = turn_end(renderer.tokenizer)[:1] if ends else []
 
     async def complete(tokens: tuple[int, ...], sampling: Sampling, seed: int | None) -> Rollout:
         text = said[len(asked)]
         asked.append((tokens, sampling.max_tokens, seed))
-        ids = [*renderer.tokenizer(text)["input_ids"], end]
+        ids = [*renderer.tokenizer(text)["input_ids"], *end]
         return Rollout(ids, [True] * len(ids), [-0.5] * len(ids), [(0, len(ids), len(asked))], "stop", text)
 
     prompt_ids = renderer.prompt_tokens(PROMPT.messages)
@@ -49,7 +59,7 @@ def test_turns_are_laid_end_to_end_as_the_template_would(renderer: Renderer) -> 
     ]
     rendered = renderer.tokenizer.apply_chat_template(whole, return_dict=True)["input_ids"]
     assert list(renderer.prompt_tokens(PROMPT.messages)) + rollout.token_ids == rendered
-    between = reply_tokens(renderer.tokenizer, "= 85")
+    between = reply_tokens(renderer.tokenizer, "= 85", turn_end(renderer.tokenizer))
     first = len(asked[1][0]) - len(asked[0][0]) - len(between)
     assert rollout.loss_mask == [True] * first + [False] * len(between) + [True] * (
         len(rollout.token_ids) - first - len(between)
@@ -64,6 +74,24 @@ def test_turns_are_laid_end_to_end_as_the_template_would(renderer: Renderer) -> 
     assert asked[0][1] == 64
     assert asked[1][1] == 64 - first - len(between)
     assert asked[0][2] != asked[1][2]
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["end of turn", "stop text"])
+@pytest.mark.parametrize("template", ["own", "chatml"])
+def test_what_follows_a_turn_is_what_the_template_puts_there(template: str, ends: bool) -> None:
+    renderer = Renderer(resolve_model("tiny:base"))
+    if template == "chatml":
+        renderer.tokenizer.chat_template = CHATML
+        renderer.tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    rollout, asked = conversation(
+        renderer, ["calc 47+38", "85"], lambda prompt, turns: "= 85" if len(turns) == 1 else None, ends=ends
+    )
+    whole = [*PROMPT.messages, {"role": "assistant", "content": "calc 47+38"}, {"role": "user", "content": "= 85"}]
+    assert asked[1][0] == renderer.prompt_tokens(whole)
+    # Behind the last turn nothing follows: what the template puts there was not sampled.
+    first, last = (len(renderer.tokenizer(text)["input_ids"]) + ends for text in ("calc 47+38", "85"))
+    between = len(asked[1][0]) - len(asked[0][0]) - first
+    assert rollout.loss_mask == [True] * first + [False] * between + [True] * last
 
 
 def test_the_token_limit_bounds_the_whole_conversation(renderer: Renderer) -> None:

@@ -627,6 +627,9 @@ class RLConfig(Section):
         if self.advantage in GROUP_RELATIVE and self.group_size < 2:
             why = f"advantage '{self.advantage}' compares rollouts of one group; expected at least 2"
             raise conflict("group_size", self.group_size, why)
+        if self.prompts_per_step * self.group_size < 2:
+            why = f"advantage '{self.advantage}' compares the rollouts of a step; expected at least 2"
+            raise conflict("group_size", self.group_size, why)
         if self.sampling.temperature == 0:
             why = "greedy rollouts of one prompt are all alike; expected more than 0"
             raise conflict("sampling.temperature", 0, why)

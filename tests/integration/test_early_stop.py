@@ -148,7 +148,9 @@ def test_an_engine_that_dies_between_the_requests_of_a_draw(workers: Watched, tm
 
 
 @pytest.mark.parametrize("early_stop", ["null", "4"])
-def test_what_was_under_way_goes_on_where_it_stood(workers: Watched, tmp_path: Path, early_stop: str) -> None:
+def test_what_was_under_way_goes_on_where_it_stood(
+    workers: Watched, tmp_path: Path, early_stop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["rl.max_staleness=4", "rl.max_concurrent_rollouts=256", f"rl.early_stop={early_stop}"]
     config = workers.config = load_config("tiny", [*WORDS, *words])
     run(workers.begin(0, None))
@@ -172,13 +174,19 @@ def test_what_was_under_way_goes_on_where_it_stood(workers: Watched, tmp_path: P
     begun = begun_groups(tmp_path, draws, config.rl.group_size)
     assert len(begun) > 4
     run(workers.begin(3, None))  # the same weights
-    workers.go_on({draw_id: group.rollouts for draw_id, group in begun.items()})
+    workers.go_on(begun)
+    render = workers._renderer.prompt_tokens
+    another_day = render([{"role": "user", "content": "It is Tuesday."}])
+    monkeypatch.setattr(workers._renderer, "prompt_tokens", lambda messages: (*another_day, *render(messages)))
 
     async def made() -> list[RolloutGroup]:
         judged = await asyncio.gather(*(workers.rollout(draw) for draw in draws))
         return await asyncio.gather(*(each.payload for each in judged))
 
     groups = run(made())
+    for group in groups:
+        rendered = render(group.prompt.messages)
+        assert tuple(group.prompt_token_ids) == (rendered if group.draw_id in begun else (*another_day, *rendered))
     continued = 0
     for draw_id, before in begun.items():
         for part, rollout in zip(before.rollouts, groups[draw_id].rollouts, strict=False):

@@ -4,12 +4,14 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
 from pyarrow.parquet import read_table
+from ray.exceptions import RayActorError
 from safetensors.torch import load_file
 
 from posttrain.cluster import Cluster, run
@@ -20,7 +22,7 @@ from posttrain.rl_stage import train_rl
 from posttrain.rundir import Manifest, RunDir
 from posttrain.slots import Draw, Judged
 from posttrain.workers import RayWorkers
-from rollouts.errors import NonFiniteError, UserError
+from rollouts.errors import EngineError, NonFiniteError, UserError
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, RolloutGroup
 from tests.integration.commands import posttrain
@@ -131,6 +133,21 @@ def test_a_step_that_is_not_finite_leaves_its_batch_and_changes_nothing(
     before, after = (load_file(name) for name in files)
     assert all(bool((before[name] == after[name]).all()) for name in before)
     assert run(workers.train([judged(9, (1.0, 0.0))])).grad_norm > 0  # the actor is as good as before
+
+
+def test_an_engine_that_holds_half_of_an_update_is_replaced(workers: RayWorkers, capsys: pytest.CaptureFixture) -> None:
+    run(workers.begin(0, None))
+    before = workers._pool.actors[0]
+    with pytest.raises(EngineError, match="weight update 1 failed"):
+        ray.get(before.update_weights.remote("/nowhere.safetensors", 1))
+    with suppress(RayActorError):
+        while True:  # its process ends in a moment
+            with suppress(EngineError):
+                ray.get(before.ready.remote())
+    (group,) = run(workers.fresh([Prompt("p", ({"role": "user", "content": "1+1"},), "math")]))
+    assert group.versions == {0}
+    assert workers._pool.actors[0] is not before
+    assert "engine 0 died; starting another in its place" in capsys.readouterr().err
 
 
 HUGE = """

@@ -13,6 +13,7 @@ import ray
 from ray.cluster_utils import Cluster as Nodes
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
+from posttrain import cluster as cluster_module
 from posttrain.cluster import Cluster, run
 from posttrain.config import Config, load_config, resolve_model
 from posttrain.pipeline import run_all
@@ -156,6 +157,29 @@ def test_what_runs_beside_an_actor_runs_on_its_node(two_nodes: str) -> None:
     wide = config("generators.count=1", "generators.tensor_parallel=3")
     with Cluster(wide, ROLES["eval"]) as cluster, pytest.raises(UserError, match="3 GPUs, but the Ray cluster has 2"):
         cluster.actor(Dummy, seat=cluster.placement.engines[0])
+
+
+def test_weights_are_deleted_on_every_node(two_nodes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes of this test share a file system, so what is deleted tells where from."""
+
+    def delete(folder: Path, names: str) -> None:
+        for path in folder.glob(names):
+            (tmp_path / f"{path.name} {node_id()}").touch()
+
+    monkeypatch.setattr(cluster_module, "_delete", delete)
+    with Cluster(config("generators.count=1"), ROLES["rl"]) as cluster:
+        cluster._connect()
+        cluster._weights = tmp_path / "weights"
+        cluster._weights.mkdir()
+        paths = [Path(cluster.weights_path(version)) for version in range(2)]
+        for path in paths:
+            path.touch()
+        cluster.drop_weights(str(paths[0]))
+        cluster.drop_weights(str(tmp_path / "checkpoint"))
+        wait_for(lambda: len(list(tmp_path.glob("posttrain-*"))) == 2, 60)
+    nodes = (node_id(), two_nodes)
+    found = {path.name for path in tmp_path.glob("posttrain-*")}
+    assert found == {f"{path.name} {node}" for path in paths for node in nodes}
 
 
 # --------------------------------------------------------------------------------------------------------- real stages

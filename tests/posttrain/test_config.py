@@ -176,6 +176,10 @@ def test_config_does_not_change():
             "rl.group_size: 1: advantage 'grpo' compares rollouts of one group; expected at least 2",
         ),
         (
+            "rl={algorithm: reinforce_pp, group_size: 1, prompts_per_step: 1}",
+            "rl.group_size: 1: advantage 'reinforce_pp' compares the rollouts of a step; expected at least 2",
+        ),
+        (
             "rl.algorithm=ppo",
             f"rl.algorithm: 'ppo': expected {NAMES} or 'aipo'",
         ),

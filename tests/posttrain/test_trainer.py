@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,11 +84,33 @@ def test_every_algorithm_makes_a_step_of_its_own(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("correction", list(CORRECTIONS))
-def test_a_correction_counts_what_it_cuts(correction: str) -> None:
-    metrics, _ = stepped(correction=correction)
-    assert 0 < metrics.corrected_share <= 1
+def test_a_correction_counts_the_tokens_whose_weight_it_cuts(correction: str) -> None:
+    limits = {"correction_low": 0.5, "correction_high": 2.0}
+    trainer = PolicyTrainer(BASE, BASE, config_of(advantage="dr_grpo", correction=correction, **limits))
+    of, cut, tokens = near(trainer, groups()), 0, 0
+    for group in of:
+        for rollout in group.rollouts:
+            stored_N, now_N = trainer.logprobs(replace(group, rollouts=[rollout]))
+            ratios = (now_N - stored_N).exp()
+            ratios = ratios.prod().expand_as(ratios) if correction.startswith("sequence") else ratios
+            cut += int((ratios > 2).sum() + (ratios < 0.5).sum() * correction.endswith("mask"))
+            tokens += len(ratios)
+    metrics = trainer.train_step(*of)
+    assert metrics.corrected_share == pytest.approx(cut / tokens)
+    assert 0.05 < metrics.corrected_share < 0.95
     assert metrics.clip_share == 0  # the policy at the start of the step is the policy now
     assert stepped()[0].corrected_share == 0
+
+
+def near(trainer: PolicyTrainer, of: list[RolloutGroup]) -> list[RolloutGroup]:
+    """The groups, sampled by a policy whose log-probabilities are up to 1 from the trainer's."""
+    rng = random.Random(1)
+    for group in of:
+        for rollout in group.rollouts:
+            _, now_N = trainer.logprobs(replace(group, rollouts=[rollout]))
+            now = iter(now_N.tolist())
+            rollout.logprobs = [next(now) - rng.uniform(-1, 1) if own else 0.0 for own in rollout.loss_mask]
+    return of
 
 
 def test_a_batch_without_a_loss_token_changes_nothing() -> None:
@@ -164,10 +187,32 @@ def test_an_adapter_without_the_model_beneath_it_is_an_error(tmp_path: Path) -> 
         whole_model(tmp_path)
 
 
+def test_a_run_that_was_stopped_before_its_first_step_goes_on_as_a_fresh_one(tmp_path: Path) -> None:
+    def trained(trainer: PolicyTrainer) -> list[torch.Tensor]:
+        for _ in range(2):
+            trainer.train_step(*groups())
+        return [parameter.detach() for parameter in trainer.policy.parameters()]
+
+    expected = trained(PolicyTrainer(BASE, BASE, config_of()))
+    stopped = PolicyTrainer(BASE, BASE, config_of())
+    stopped.save(str(tmp_path))
+    assert load_file(tmp_path / "optimizer/state.safetensors") == {}
+    resumed = PolicyTrainer(str(tmp_path), BASE, config_of())
+    resumed.load_optimizer(str(tmp_path), 0)
+    for trainer in (stopped, resumed):
+        assert all(map(torch.equal, trained(trainer), expected))
+
+
 def test_a_step_moves_the_policy() -> None:
     _, parameters = stepped()
     _, untouched = stepped(learning_rate=1e-30)
     assert all((a != b).any() for a, b in zip(parameters, untouched, strict=True))
+
+
+def test_logits_that_are_made_in_an_unknown_way_are_an_error_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "falcon_h1", "lm_head_multiplier": 0.5}')
+    with pytest.raises(ConfigError, match=r"^model: falcon_h1 makes its logits by lm_head_multiplier, which is not"):
+        check_model(str(tmp_path), RLConfig())
 
 
 def test_prompts_are_shared_only_where_all_layers_attend_to_all(tmp_path: Path) -> None:

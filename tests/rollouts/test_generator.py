@@ -1,4 +1,4 @@
-"""The generator's thread around a made-up engine: what it tells of completions that are under way."""
+"""The generator's thread around a made-up engine: what it tells of completions that are under way, and its end."""
 
 import asyncio
 import threading
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rollouts import generator
+from rollouts.errors import EngineError
 from rollouts.generator import EngineSettings, Generator, Request
 from rollouts.types import Rollout, Sampling, Span
 
@@ -78,3 +79,22 @@ async def test_what_has_ended_of_a_draw_that_is_gone_on_from_is_told_until_its_o
     engine.others_may_end.set()
     assert (await making)[0] == whole
     assert await made.under_way() == {}
+
+
+async def test_an_engine_that_fails_tells_who_waits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, ended = Engine(), threading.Event()
+
+    def step() -> list[Any]:
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(engine, "step", step)
+    monkeypatch.setattr(generator, "_start_engine", lambda *_: engine)
+    monkeypatch.setattr(generator, "_sampling_params", lambda _: None)
+    monkeypatch.setattr(generator, "LAST_WORDS", 0.01)
+    made = Generator("model", EngineSettings(), 0, ended.set)
+    await made.alive()
+    assert not ended.is_set()
+    for asked in (made.generate(Request((1,), Sampling())), made.ready(), made.alive()):
+        with pytest.raises(EngineError, match=r"^the engine stopped: MemoryError\('out of memory'\)$"):
+            await asked
+    assert ended.wait(10)

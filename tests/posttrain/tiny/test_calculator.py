@@ -9,7 +9,7 @@ from posttrain.config import resolve_model
 from posttrain.tiny.calculator import MAX_REPLIES, equations, reply, value
 from posttrain.tiny.tasks import math_problem
 from rollouts.dotted import load_dotted
-from rollouts.env import reply_tokens
+from rollouts.env import reply_tokens, turn_end
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt
 
@@ -90,7 +90,7 @@ def test_the_tokenizer_has_its_characters() -> None:
     tokenizer = Renderer(resolve_model("tiny:base")).tokenizer
     said = reply(MATH, ["5-8=3"])
     assert said == "5-8=-3"
-    ids = reply_tokens(tokenizer, said)
+    ids = reply_tokens(tokenizer, said, turn_end(tokenizer))
     assert tokenizer.decode(ids) == "<|user|>5-8=-3<|end|><|assistant|>"
     assert len(ids) == 3 + len(said)  # no digit is merged with a sign
 
