@@ -532,6 +532,7 @@ def engine_arguments(model: str, settings: EngineSettings) -> Any:
         size |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": most}
     return EngineArgs(
         model=model,
+        load_format="safetensors",  # never a pickle
         dtype=settings.dtype,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
