@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from judges import worker_process
-from judges.code_worker import UNCONFINED, CodeWorker, Result
+from judges.code_worker import CodeWorker, Result
 from rollouts.errors import JudgeError
 
 SQUARE_BOMB = "x = [1]\nwhile True:\n    x = x + x\nreturn x"
@@ -95,10 +95,10 @@ def test_what_comes_before_a_failure_counts(worker: CodeWorker) -> None:
     assert results == [Result(0), Result(1), Result(None, "CPU time limit"), Result(None, "CPU time limit")]
 
 
-def test_a_program_that_kills_its_worker_is_not_solved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(UNCONFINED, "1")
-    with CodeWorker(cpu_seconds=0.3) as worker:
-        assert error(worker, "import os; os.kill(os.getppid(), 9); return 1") == "the program killed its worker"
+def test_a_program_that_kills_its_worker_is_not_solved() -> None:
+    slow_to_parse = "def f(x): return x\n" + ("a" + "+a" * 900 + ";") * 50
+    with CodeWorker(cpu_seconds=0.03) as worker:
+        assert error(worker, slow_to_parse) == "the program killed its worker"
         assert outputs(worker, "x", 1) == [1]
 
 
