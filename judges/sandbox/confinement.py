@@ -52,7 +52,9 @@ def confine(without: Collection[str] = ()) -> list[str]:
             raise OSError("namespaces: left out")
         namespaces.enter(files, SCRATCH_BYTES)
         scratch = [namespaces.SCRATCH]
-        _fork_first()
+        _fork()  # the first process of the PID namespace, with which all others end
+        die_with_parent()
+        _fork()  # which is not the first: that one is spared by signals such as the timer's of the parser
     except (OSError, StopIteration) as error:
         missing.append(str(error.strerror if isinstance(error, OSError) and error.strerror else error))
     if root and _readable_by_nobody():
@@ -85,8 +87,8 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
-def _fork_first() -> None:
-    """The first process of a PID namespace, with which all others end; the one outside waits for it."""
+def _fork() -> None:
+    """Goes on in a child, for whose end the parent waits, and ends as it did."""
     pid = os.fork()
     if pid:
         for descriptor in (0, 1):
