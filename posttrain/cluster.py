@@ -126,8 +126,9 @@ class Cluster:
             ray.kill(actor)
         if self._group is not None:
             remove_placement_group(self._group)
-        with suppress(RayError):  # a node that does not answer must not hold up the end
-            ray.get(self._drop(f"{self._weights_prefix}*"), timeout=10)
+        if elsewhere := self._drop(f"{self._weights_prefix}*"):  # `ray.get([])` would start Ray where it does not run
+            with suppress(RayError):  # a node that does not answer must not hold up the end
+                ray.get(elsewhere, timeout=10)
         if self._owned:
             ray.shutdown()
 
