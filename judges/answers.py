@@ -123,7 +123,7 @@ def _last_formula(text: str) -> str:
     shown = next(iter(deque(_DISPLAYED.finditer(text), maxlen=1)), None)
     if shown and _DIGIT.search(shown[0]) and not _DIGIT.search(text, shown.end()):
         return next(filter(None, shown.groups())).strip()
-    words = text.split()
+    words = next((line for line in reversed(text.splitlines()) if _DIGIT.search(line)), "").split()
     while words and not _DIGIT.search(words[-1]):
         words.pop()
     first = len(words) - 1

@@ -48,6 +48,8 @@ class Endpoint:
     samples: int = 1
 
 
+_FIRST = threading.Lock()
+"""Of many threads that ask at once, one makes the loop."""
 Grade = float | Failure
 """From 0 to 1, or why there is none."""
 
@@ -191,7 +193,12 @@ def endpoint_grades(
         grader = EndpointGrader(_shared_client(endpoint), template)
         return await asyncio.gather(*(within(limit, grader.grade(each)) for each in conversations))
 
-    return lambda conversations: asyncio.run_coroutine_threadsafe(grade_all(conversations), _shared_loop()).result()
+    def grades(conversations: Sequence[Sequence[Message]]) -> list[Grade]:
+        with _FIRST:
+            loop = _shared_loop()
+        return asyncio.run_coroutine_threadsafe(grade_all(conversations), loop).result()
+
+    return grades
 
 
 async def within(limit: float, grading: Awaitable[Grade]) -> Grade:

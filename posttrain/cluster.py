@@ -126,8 +126,8 @@ class Cluster:
             ray.kill(actor)
         if self._group is not None:
             remove_placement_group(self._group)
-        if elsewhere := self._drop(f"{self._weights_prefix}*"):  # `ray.get([])` would start Ray where it does not run
-            with suppress(RayError):  # a node that does not answer must not hold up the end
+        with suppress(RayError):  # a node that does not answer must not hold up the end
+            if elsewhere := self._drop(f"{self._weights_prefix}*"):  # `ray.get([])` would start Ray where it is not
                 ray.get(elsewhere, timeout=10)
         if self._owned:
             ray.shutdown()
@@ -278,6 +278,8 @@ class Cluster:
             return []
         here = ray.get_runtime_context().get_node_id()
         others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+        if not others:
+            return []
         delete = ray.remote(_delete)
         seats = (NodeAffinitySchedulingStrategy(node, soft=False) for node in others)
         return [delete.options(num_cpus=0, scheduling_strategy=seat).remote(self._weights, names) for seat in seats]

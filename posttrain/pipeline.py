@@ -72,6 +72,7 @@ def run_all(config: Config, rundir: RunDir) -> Path:
                     checkpoint = _trained(config, rundir, stage, train, checkpoint)
                 except NothingToRepairError as error:
                     say(f"{stage}: left out: {error}")
+                    write_json(rundir.stage(stage) / "done.json", {"left_out": str(error), "asked": _mined(config)})
                     continue
                 reports[stage] = _evaluated(config, rundir, stage, str(checkpoint), asked)
             assert checkpoint is not None
@@ -138,11 +139,16 @@ def _trained(config: Config, rundir: RunDir, stage: str, train: Train, start: Pa
     """The stage's last checkpoint; trains what is missing of it.
 
     Raises:
-        ConfigError: the stage is done, but began with another checkpoint than `start`, that of the stage before.
+        ConfigError: the stage began with another checkpoint than `start`, that of the stage before, is now.
+        NothingToRepairError: it was left out, with the same start.
     """
     path, newest, began = rundir.stage(stage) / "done.json", rundir.newest(stage), start and identity(start)
     done = json.loads(path.read_text()) if path.is_file() else {}
-    if newest is not None and done and done.get("start", began) != began:
+    begun = rundir.stage(stage) / "start.json"
+    of = json.loads(begun.read_text()) if begun.is_file() else {"start": began}  # else begun by a command of its own
+    if of["start"] == began and done.get("asked") == _mined(config):
+        raise NothingToRepairError(done["left_out"])
+    if newest is not None and of["start"] != began:
         raise ConfigError(
             f"{rundir.path}: stage '{stage}' began with another checkpoint than {start} is now; move {stage}/ away to "
             "repeat it, or choose another --run"
@@ -150,12 +156,19 @@ def _trained(config: Config, rundir: RunDir, stage: str, train: Train, start: Pa
     if newest is not None and done.get("identity") == identity(newest):
         say(f"{stage}: done ({newest})")
         return newest
+    write_json(begun, {"start": began})
     _heading(stage)
     checkpoint = train(config, rundir, "auto" if newest else None)
     gc.collect()
     torch.cuda.empty_cache()  # this process trained; what comes next may need the memory of the same GPU
-    write_json(path, {"checkpoint": str(checkpoint), "identity": identity(checkpoint), "start": began})
+    write_json(path, {"checkpoint": str(checkpoint), "identity": identity(checkpoint)})
     return checkpoint
+
+
+def _mined(config: Config) -> dict[str, Any]:
+    """What it depends on, beside the checkpoint, whether there is something to repair."""
+    settings = config.resolved()
+    return {name: settings[name] for name in ("dpo", "environment")}
 
 
 def _heading(name: str) -> None:

@@ -34,7 +34,8 @@ def submit(arguments: Sequence[str], run: Path | None = None) -> int:
 
     address = os.environ["RAY_ADDRESS"]
     run = run.resolve() if run else None
-    arguments = _out_of_the_copy([_absolute(word, run) for word in _without_run(arguments)])
+    command_name, *words = _without_run(arguments)
+    arguments = [command_name, *_out_of_the_copy([_absolute(word, run) for word in words])]
     if run is not None:
         arguments += ["--run", str(run)]
     command = " ".join(_quoted(word) for word in (sys.executable, "-m", "posttrain", *arguments))
@@ -82,7 +83,7 @@ def _absolute(word: str, run: Path | None = None) -> str:
         return word
     full = place.resolve()
     copied = full.is_relative_to(here) and not set(full.relative_to(here).parts[:1]) & set(EXCLUDED)
-    copied = copied and not (run and full.is_relative_to(run))
+    copied = copied and not (run and full.is_relative_to(run) and len(place.parts) > 1)  # `tiny` is a preset
     return word if copied else f"{head}{equals}{full}"
 
 

@@ -150,7 +150,8 @@ def check_model(model: str) -> None:
                 pass
         except SafetensorError as error:
             raise CheckpointError(f"{path}: damaged weights ({error}); choose another checkpoint") from None
-    _check_known(model, directory=True)
+    if (directory / "config.json").is_file():  # an adapter has none
+        _check_known(model, directory=True)
 
 
 def identity(checkpoint: Path) -> str:

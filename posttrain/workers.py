@@ -36,6 +36,8 @@ from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, RolloutGroup
 
 JUDGE_TRIES = 3
+ALIVE_SECONDS = 30.0
+"""Within which an engine's thread comes to a question, between two steps."""
 TOLD = 5
 """Failures of judging that are told."""
 DRIFT_SAMPLES, DRIFT_TOKENS = 4, 64
@@ -215,8 +217,10 @@ class RayWorkers:
         limit, asks = limits.request_timeout, judged_at_once(self.config) > 1
         # A model that is asked may hang, which fails the group: to wait for a turn, for the model, for its answer has a
         # limit each. An endpoint's client tries again by itself.
-        most = 2 * limit + limits.start_timeout if asks else limit
-        tries = 1 if self.config.rubric and self.config.rubric.endpoint else JUDGE_TRIES
+        rubric = self.config.rubric
+        asked = 0 if rubric is None else sum(each.judge is not None for each in rubric.criteria.values())
+        most = limit * (1 + asked) + limits.start_timeout if asks else limit
+        tries = 1 if rubric and rubric.endpoint else JUDGE_TRIES
         for attempt in range(tries):
             until = time.time() + limit if asks else None
             judged, group = self.verifier.judge.options(num_returns=2).remote(
@@ -288,10 +292,20 @@ class RayWorkers:
                 tokens = await answer(count, timeout, what)  # small; the rollouts stay where they are
                 return rollouts
             except EngineError as error:
+                if request.conversation is not None and await self._lives(actor):
+                    raise EngineError(f"{error}; the engine lives, so it may be the environment that hangs") from error
                 await self._pool.lost(index, actor, error, attempt)
             finally:
                 self._balancer.give_back(seat, tokens)
         raise AssertionError("unreachable")
+
+    async def _lives(self, actor: Any) -> bool:
+        """Whether an engine answers, soon."""
+        try:
+            await answer(actor.alive.remote(), ALIVE_SECONDS, "an engine to say that it lives")
+        except EngineError:
+            return False
+        return True
 
     async def train(self, batch: Sequence[Judged]) -> StepMetrics:
         """One train step on the groups of a batch.

@@ -140,6 +140,8 @@ class Bench:
         if isinstance(value, types.FunctionType | types.BuiltinFunctionType | types.MethodType | type):
             self._functions.append(value)
             return ["theirs", len(self._functions) - 1]
+        if isinstance(value, types.ModuleType):  # a name of the program's may be one
+            raise TypeError("a module cannot be given to the program")
         raise NotPlainError(f"a test cannot give the program an object of {type(value).__name__}")
 
     def _find(self, content: Any) -> Any:

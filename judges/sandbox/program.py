@@ -34,16 +34,32 @@ def parse(text: str) -> ast.Module:
 
 def is_script(tree: ast.Module) -> bool:
     """Whether the program reads its standard input, or at least is nothing that could be called with an argument."""
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
-    if names & set(LEADING_IN) - {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}:
+    names = _used(tree)
+    if names & set(LEADING_IN):
         return True
     try:
         as_function(tree)
     except SyntaxError:
         return True
     return "x" not in names and not any(isinstance(node, ast.FunctionDef | ast.Return) for node in ast.walk(tree))
+
+
+def _used(tree: ast.Module) -> set[str]:
+    """The names and attributes that a program uses, but for a function's own parameters in it."""
+    names: set[str] = set()
+    todo: list[tuple[ast.AST, frozenset[str]]] = [(tree, frozenset())]
+    while todo:
+        node, own = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            own |= {each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg)}
+        elif isinstance(node, ast.Name) and node.id not in own:
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.name for alias in node.names}
+        todo += [(child, own) for child in ast.iter_child_nodes(node)]
+    return names
 
 
 def acts(tree: ast.Module) -> bool:
@@ -108,9 +124,7 @@ def run_script(code: types.CodeType) -> str:
         except SystemExit as end:
             if end.code not in (None, 0):
                 return failure(f"exit status {end.code!r:.40}")
-        for thread in threading.enumerate():  # as the interpreter does before it ends
-            if thread is not threading.current_thread() and not thread.daemon:
-                thread.join()
+        threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter does: pools end, threads are waited for
         atexit._run_exitfuncs()
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001  # the program's

@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def workers(folder: Path) -> Iterator[RayWorkers]:
     """Two engines, of which one makes rollouts and one evaluates; the trainer is a real one."""
-    settings = ["generators.count=2", "rl.generators=1", "generators.request_timeout=5"]
+    settings = ["generators.count=2", "rl.generators=1", "generators.request_timeout=8"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster_module, "Generator", troubled(folder))
         with Cluster(load_config("tiny", settings)) as cluster:
@@ -91,7 +91,7 @@ def evaluated(workers: RayWorkers) -> set[int]:
 
 
 @pytest.mark.parametrize(
-    ("how", "why"), [("fails", OOM), ("hangs", "waited 5 s for an engine to generate")], ids=["fails", "hangs"]
+    ("how", "why"), [("fails", OOM), ("hangs", "waited 8 s for an engine to generate")], ids=["fails", "hangs"]
 )
 @pytest.mark.parametrize(("ask", "engine"), [(rolled, 0), (evaluated, 1)])
 def test_a_request_whose_engine_fails_or_hangs_is_given_to_another(

@@ -227,6 +227,9 @@ HACKS = {
         "assert abs(f(1) - 2.5) < 1e-6",
     ),
     "an object as built-ins": (_forged(["dict", [["f", OBJECT], ["__builtins__", OBJECT]]], 4, 4), "assert f(1) == 2"),
+    "a module for data": (
+        "import math\ndata = math\ndef f(x): return 1", "import solution\nassert f(solution.data) == 2"
+    ),
     "no docstring": ("def f(): return 1", "assert f.__doc__"),
     "an unexpected success": (
         "def f(): return 1",

@@ -86,6 +86,7 @@ def test_without_a_format_the_answer_is_where_it_usually_is() -> None:
         ("<answer>85</answer>", "85"),
         ("**Answer: 85**", "85"),
         ("(which is 85)", "85"),
+        ("so 5+3 = 8\n- **85**", "85"),
         ("<85>", "85"),
         ("f(5)", "f(5)"),
         ("x + 1", "x + 1"),

@@ -97,7 +97,7 @@ def test_what_comes_before_a_failure_counts(worker: CodeWorker) -> None:
 
 def test_a_program_that_kills_its_worker_is_not_solved() -> None:
     slow_to_parse = "def f(x): return x\n" + ("a" + "+a" * 900 + ";") * 50
-    with CodeWorker(cpu_seconds=0.03) as worker:
+    with CodeWorker(cpu_seconds=0.05) as worker:
         assert error(worker, slow_to_parse) == "the program killed its worker"
         assert outputs(worker, "x", 1) == [1]
 

@@ -277,6 +277,13 @@ def test_a_script_reads_and_writes() -> None:
     assert WORKER.run_script("def f(input):\n    return input + '!'", ["abc"]) == [Result("abc!")]
     assert WORKER.run_script("print(1)\nexit()", [""]) == [Result("1\n")]
     assert WORKER.run_script("input()\nquit(2)", ["a\n"]) == [Result(None, "exit status 2")]
+    of_its_own = "def parse(input): return map(int, input.split())\nprint(sum(parse(input())))"
+    assert WORKER.run_script(of_its_own, ["1 2"]) == [Result("3\n")]
+    assert WORKER.run_script("import sys\ndef main(stdin): print(stdin.read())\nmain(sys.stdin)", ["a"]) == [
+        Result("a\n")
+    ]
+    pool = "from concurrent.futures import ThreadPoolExecutor\nprint(sum(ThreadPoolExecutor(2).map(abs, [-1, 2])))"
+    assert WORKER.run_script(pool, [""]) == [Result("3\n")]
     later = "import atexit, threading, time\natexit.register(lambda: print('end'))\n"
     later += "threading.Thread(target=lambda: (time.sleep(0.1), print('thread'))).start()"
     assert WORKER.run_script(later, [""]) == [Result("thread\nend\n")]

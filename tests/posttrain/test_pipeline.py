@@ -9,9 +9,10 @@ import pytest
 
 from posttrain import pipeline
 from posttrain.config import Config, load_config
+from posttrain.dpo import NothingToRepairError
 from posttrain.evaluate import Report
 from posttrain.pipeline import _asked, _evaluated, _export, _trained
-from posttrain.rundir import RunDir
+from posttrain.rundir import RunDir, write_json
 from rollouts.errors import ConfigError
 from rollouts.types import Prompt
 
@@ -68,6 +69,31 @@ def test_a_stage_that_began_with_another_checkpoint_is_told(run: RunDir) -> None
     write(run, "rl", 5, "other weights")
     with pytest.raises(ConfigError, match=r"stage 'dpo' began with another checkpoint than .*step-000005 is now; move"):
         _trained(CONFIG, run, "dpo", dpo, start)
+    assert dpo.calls == 1
+
+
+def test_a_stage_that_was_stopped_does_not_go_on_from_another_start(run: RunDir) -> None:
+    start, dpo = write(run, "rl", 5, "weights"), Stage("dpo")
+
+    def stopped(config: Config, run: RunDir, resume: str | None) -> Path:
+        write(run, "dpo", 3, "half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _trained(CONFIG, run, "dpo", stopped, start)
+    write(run, "rl", 5, "other weights")
+    with pytest.raises(ConfigError, match="stage 'dpo' began with another checkpoint"):
+        _trained(CONFIG, run, "dpo", dpo, start)
+    write(run, "rl", 5, "weights")
+    _trained(CONFIG, run, "dpo", dpo, start)
+
+
+def test_what_was_left_out_is_looked_at_again_where_it_may_be_otherwise(run: RunDir) -> None:
+    start, dpo = write(run, "rl", 5, "weights"), Stage("dpo")
+    write_json(run.stage("dpo") / "done.json", {"left_out": "none", "asked": pipeline._mined(CONFIG)})
+    with pytest.raises(NothingToRepairError, match=r"^none$"):
+        _trained(CONFIG, run, "dpo", dpo, start)
+    _trained(load_config("tiny", ["dpo.fresh_prompts=7"]), run, "dpo", dpo, start)
     assert dpo.calls == 1
 
 

@@ -28,6 +28,7 @@ def test_what_is_in_the_run_directory_is_named_in_full(tmp_path: Path, monkeypat
     (tmp_path / "mine/rl").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert _absolute("mine/rl") == "mine/rl"
+    assert _absolute("mine", tmp_path) == "mine"  # as a preset's name may be a folder's
     assert _absolute("mine/rl", tmp_path / "mine") == f"{tmp_path}/mine/rl"
     assert _absolute("mine/rl", tmp_path / "other") == "mine/rl"
 
