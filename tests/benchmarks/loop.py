@@ -39,14 +39,14 @@ class Watched(RayWorkers):
         super().__init__(*arguments)
         self.draws: list[Draw] = []
         self.batches: list[Sequence[Judged]] = []
-        self._under_way: set[asyncio.Task[Judged]] = set()
+        self._going_on: set[asyncio.Task[Judged]] = set()
 
     async def rollout(self, draw: Draw) -> Judged:
         """As the real one."""
         self.draws.append(draw)
         task = asyncio.ensure_future(super().rollout(draw))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        self._going_on.add(task)
+        task.add_done_callback(self._going_on.discard)
         return await asyncio.shield(task)
 
     async def train(self, batch: Sequence[Judged]) -> StepMetrics:
@@ -56,7 +56,7 @@ class Watched(RayWorkers):
 
     async def idle(self) -> None:
         """Returns once no rollout is under way any more: the next window has the engine to itself."""
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await asyncio.gather(*self._going_on, return_exceptions=True)
 
 
 @dataclass(frozen=True)
