@@ -21,11 +21,25 @@ _PROSE = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 _TAG = re.compile(r"</?[A-Za-z][\w-]*>")
 _DISPLAYED = re.compile(r"\$([^$\n]{1,500})\$|\\\((.{1,500}?)\\\)|\\\[(.{1,500}?)\\\]", re.DOTALL)
 _CHOSEN = re.compile(r"[\W_]*([A-Za-z])(?:[^\w\s'][\W_]*|[^\w\s']\W*\s.*|\s*)", re.DOTALL)
+_LETTER = r"[\s(\[*_`\"]{0,9}([A-Z])(?![\w'])"
 _ANNOUNCED = re.compile(
-    r"(?i:answer|choice|option|solution)(?i:\s+is|\s+would\s+be)?\s*[:=]?[\s(\[*_`\"]{0,9}([A-Z])(?![\w'])"
+    r"(?i:answer|solution|(?:correct|right|best|choose|chose|pick|select)\s+(?:choice|option))"
+    rf"(?i:\s+is|\s+would\s+be)?(?i:\s+(?:choice|option))?\s*[:=]?{_LETTER}"
+    rf"|(?i:choice|option)\s*(?:(?i:is|would\s+be)(?!\w)|[:=]){_LETTER}"
+)
+_MENTIONED = re.compile(
+    rf"(?i:choice|option){_LETTER}(?!\W*\s(?i:is|was|would\s+be)\s+(?i:not|wrong|incorrect|false)\b)"
 )
 _ALONE = re.compile(r"[(\[]([A-Z])[)\]]|(?<![\w'])([B-HJ-Z])(?![\w'])")
 _SIDES = re.compile(r"=|≈|→|⇒|>>|\\approx(?![A-Za-z])")
+_HEADING = re.compile(
+    r"[\W_]*(?:\d+(?:[.):]|\s*[-–—])\s+[^\W\d_]{2,}"
+    r"|(?!(?i:the|final|answer|result|total|solution)\b)(?<![\\A-Za-z])[^\W\d_]{2,}\b(?!\s*[=(]))"
+)
+_DEFINED = re.compile(r"^(?:async\s+def|def|class)\s+(\w+)", re.MULTILINE)
+_SPACE = re.compile(r"(?:(?!(?<=\d)[\u00a0\u2009\u202f]\d{3})\s)+")
+"""But those that divide thousands."""
+_MIXED = re.compile(r"\d+/\d+\W*")
 _OPERATORS = ("+", "-", "−", "*", "/", "^", "×", "·", "÷")
 
 
@@ -105,7 +119,7 @@ def extract_number(text: str) -> Extraction:
     """
     text = _TAG.sub(" ", text)
     declared = marked_answer(text)
-    if declared is not None and not (_PROSE.search(declared) and not _DIGIT.search(declared) and _goes_on(text)):
+    if declared is not None and not (_goes_on(text) and _is_heading(declared)):
         return Extraction(declared, True)
     whole = text.strip()
     found = whole if whole and "\n" not in whole and not _PROSE.search(whole) else _last_formula(text)
@@ -116,6 +130,11 @@ def _goes_on(text: str) -> bool:
     return "\n" in text.rpartition("####")[2].strip()
 
 
+def _is_heading(line: str) -> bool:
+    """Whether a line of Markdown behind `####` is a heading, as in `Step 2: add them` and `2. Add them`."""
+    return bool(_PROSE.search(line)) and (not _DIGIT.search(line) or _HEADING.match(line) is not None)
+
+
 def _last_formula(text: str) -> str:
     """What the last number is part of: what stands between `$` or the like, else what no space divides, and what an
     operator joins to it.
@@ -123,12 +142,14 @@ def _last_formula(text: str) -> str:
     shown = next(iter(deque(_DISPLAYED.finditer(text), maxlen=1)), None)
     if shown and _DIGIT.search(shown[0]) and not _DIGIT.search(text, shown.end()):
         return next(filter(None, shown.groups())).strip()
-    words = next((line for line in reversed(text.splitlines()) if _DIGIT.search(line)), "").split()
+    words = _SPACE.split(next((line for line in reversed(text.splitlines()) if _DIGIT.search(line)), "").strip())
     while words and not _DIGIT.search(words[-1]):
         words.pop()
     first = len(words) - 1
     while first > 1 and words[first - 1] in _OPERATORS and _DIGIT.search(words[first - 2]):
         first -= 2
+    if first > 0 and _MIXED.fullmatch(words[first]) and words[first - 1].isdecimal():
+        first -= 1
     return " ".join(words[max(first, 0) :])
 
 
@@ -140,10 +161,23 @@ def _right_side(formula: str) -> str:
 
 
 def extract_code(text: str) -> Extraction:
-    """Where no format was asked: the last fenced block of Python or no language, else of any; else the whole text."""
+    """Where no format was asked: the last fenced block of Python, else of no language, else of any; else the whole.
+
+    A block that only calls what an earlier one defines shows how to use it: then the program is the earlier one.
+    """
     blocks: list[tuple[str, str]] = re.findall(r"```([A-Za-z0-9+]*)[ \t]*\n(.*?)```", text, flags=re.DOTALL)
-    python = [block for language, block in blocks if re.fullmatch(r"((python|py)\d*)?", language, re.IGNORECASE)]
-    return _whole((python or [block for _, block in blocks] or [text])[-1])
+    kinds = [re.compile(r"(python|py)\d*", re.IGNORECASE), re.compile(""), re.compile(".*")]
+    of_kind = ([block for language, block in blocks if kind.fullmatch(language)] for kind in kinds)
+    programs = next(filter(None, of_kind), [text])
+    while len(programs) > 1 and _only_uses(programs[-1], programs[:-1]):
+        programs.pop()
+    return _whole(programs[-1])
+
+
+def _only_uses(block: str, earlier: list[str]) -> bool:
+    """Whether a block defines nothing and calls what an earlier one defines."""
+    names = {name for each in earlier for name in _DEFINED.findall(each)}
+    return not _DEFINED.search(block) and any(re.search(rf"\b{name}\(", block) for name in names)
 
 
 def extract_text(text: str) -> Extraction:
@@ -156,10 +190,11 @@ def extract_choice(text: str) -> Extraction:
     """The capital letter of a choice, in a text or in an answer that was found in it.
 
     It begins the text, as in `B`, `(b)` and `B. Paris`; or an answer is announced, as in `the answer is (B)`, of which
-    the last counts; or no other capital stands alone, where `A` and `I` are words unless they stand in brackets.
+    the last counts; or an option is mentioned and not said to be wrong, the last one of these; or no other capital
+    stands alone, where `A` and `I` are words unless they stand in brackets.
     """
     first = _CHOSEN.fullmatch(text.strip())
-    announced = [] if first else _ANNOUNCED.findall(text)
+    announced = [] if first else ["".join(each) for each in _ANNOUNCED.findall(text)] or _MENTIONED.findall(text)
     alone = [] if first or announced else {bare or framed for framed, bare in _ALONE.findall(text)}
     found = [first[1].upper()] if first else announced[-1:] or list(alone)
     return Extraction(found[0], True) if len(found) == 1 else Extraction(None, False, "no single choice")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+"""Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese. Each letter counts as a word."""
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 SHINGLE_WORDS = 3
 PERMUTATIONS = 128
 MARGIN = 0.15
@@ -42,7 +46,7 @@ def _bands(similarity: float) -> int:
 
 
 def _shingles(text: str) -> frozenset[str]:
-    words = text.split()
+    words = _WORD.findall(text)
     count = max(1, len(words) - SHINGLE_WORDS + 1)
     return frozenset(" ".join(words[start : start + SHINGLE_WORDS]) for start in range(count))
 

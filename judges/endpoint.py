@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,7 +25,8 @@ from rollouts.types import Message
 T = TypeVar("T")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
-MAX_TOKENS = 256
+UNSTRUCTURED = re.compile("response_format|json_schema|structured|guided", re.IGNORECASE)
+"""Of such a thing a server complains that has no structured output."""
 GRADES = 10
 """The best grade; the worst is 0."""
 
@@ -35,8 +37,9 @@ class Endpoint:
 
     Example: `Endpoint("http://127.0.0.1:8000/v1", "meta-llama/Llama-3.3-70B-Instruct")`
 
-    `key_env` names the environment variable with the key; `timeout` is in seconds, of each try; `samples` answers are
-    asked for, whose votes or mean make the score; of half of them or fewer there is none.
+    `key_env` names the environment variable with the key; `timeout` is in seconds, of each try; an answer has at most
+    `max_tokens`; `samples` answers are asked for, whose votes or mean make the score; of half of them or fewer there is
+    none.
     """
 
     base_url: str
@@ -45,6 +48,7 @@ class Endpoint:
     concurrency: int = 16
     retries: int = 5
     timeout: float = 60.0
+    max_tokens: int = 1024
     samples: int = 1
 
 
@@ -78,6 +82,7 @@ class EndpointClient:
             timeout=endpoint.timeout,
         )
         self._free = asyncio.Semaphore(endpoint.concurrency)
+        self._structured = True
 
     @property
     def name(self) -> str:
@@ -93,7 +98,7 @@ class EndpointClient:
             schema: of the value, in JSON Schema.
             read: makes a value of it; None: it is none.
         """
-        from openai import APIError
+        from openai import APIError, BadRequestError
 
         whole = {"type": "object", "properties": {key: schema}, "required": [key], "additionalProperties": False}
         wanted = {"type": "json_schema", "json_schema": {"name": key, "schema": whole, "strict": True}}
@@ -106,9 +111,14 @@ class EndpointClient:
                     said = await self._client.chat.completions.create(
                         model=self.endpoint.model,
                         messages=[{"role": "user", "content": text}],
-                        max_completion_tokens=MAX_TOKENS,
-                        response_format=wanted,  # type: ignore[call-overload]
+                        max_completion_tokens=self.endpoint.max_tokens,
+                        **({"response_format": wanted} if self._structured else {}),  # type: ignore[call-overload]
                     )
+            except BadRequestError as error:
+                if not (self._structured and UNSTRUCTURED.search(str(error))):
+                    return Failure(f"{type(error).__name__}: {error}"[:300])
+                self._structured = False
+                return await self.ask(text, key, schema, read)
             except APIError as error:  # which the client has tried again where that could help
                 return Failure(f"{type(error).__name__}: {error}"[:300])
             except (ValueError, TypeError) as error:  # half a response

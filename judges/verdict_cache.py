@@ -23,8 +23,11 @@ def key_of(judge: str, template: str, messages: Sequence[Message]) -> str:
 
 
 def identity(model: str) -> str:
-    """A model's name and, of a directory, the sizes and times of its weights: another checkpoint there is another."""
-    files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
+    """A model's name and, of a directory, the sizes and times of its weights, tokenizer and template: with others there
+    it is another judge.
+    """
+    kinds = ("*.safetensors", "*token*", "*.jinja", "*.json")
+    files = sorted({file for kind in kinds for file in Path(model).glob(kind)}) if Path(model).is_dir() else []
     return json.dumps([model, *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)])
 
 

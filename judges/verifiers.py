@@ -36,6 +36,12 @@ _CORES = os.cpu_count() or 1
 _code_worker, _math_worker = CodeWorker(processes=_CORES), MathWorker(processes=_CORES)  # started as they are needed
 
 
+def limit_programs(cpu_seconds: float, wall_seconds: float, memory_mib: int) -> None:
+    """What programs may use up that `code` runs in this process from now on; see `CodeWorker`."""
+    _code_worker.cpu_seconds, _code_worker.wall_seconds = cpu_seconds, wall_seconds
+    _code_worker.memory_bytes = memory_mib << 20
+
+
 def exact(prompt: Prompt, completion: str) -> Score:
     """The answer's text is the reference's, apart from white space and letter case."""
     reference = _reference(prompt)
@@ -92,12 +98,13 @@ def asked_format(prompt: Prompt, completion: str) -> Score:
 
 
 def auto(prompt: Prompt, completion: str) -> Score:
-    """`code` if the prompt has tests, `math` if its answer is a number, else `exact`."""
+    """`code` if the prompt has tests, `math` if its answer is a number, a fraction or LaTeX, else `exact`."""
     if prompt.tests:
         return code(prompt, completion)
     reference = _reference(prompt)
-    numeric = as_number(marked_answer(reference) or reference) is not None
-    return (math_equal if numeric else exact)(prompt, completion)
+    reference = marked_answer(reference) or reference
+    formula = _LATEX.search(reference) or _FRACTION.fullmatch(reference[:_SHORT])
+    return (math_equal if formula or as_number(reference) is not None else exact)(prompt, completion)
 
 
 VERIFIERS: dict[str, Verifier] = {
@@ -130,6 +137,9 @@ def _normal(text: str) -> str:
 _SHORT = 200
 """A text of more characters is no number, and no words."""
 
+_LATEX = re.compile(
+    r"\\(?:[dtc]?frac|sqrt|pi|times|cdot|infty|cup|cap|begin|left|pm|le|ge|text|mathbb)(?![a-zA-Z])|\^|√|π"
+)
 _LOOK = re.compile(
     r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|[mf]box|boxed|left|right|displaystyle|q?quad)(?![a-zA-Z])"
     r"|\\[,;:()\[\] ]|~|(?<=[^\W\d_])\(e?s\)"

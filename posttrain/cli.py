@@ -290,6 +290,8 @@ def verify(
     kind: Annotated[
         str, typer.Option(help="math, code, exact, choice, format, or auto: by what the row has.")
     ] = "auto",
+    cpu_seconds: Annotated[float, typer.Option(min=0.001, help="For code: as sandbox.cpu_seconds of a run.")] = 1.0,
+    memory_mib: Annotated[int, typer.Option(min=64, help="For code: as sandbox.memory_mib of a run.")] = 256,
 ) -> None:
     """Try a verifier on completions before a run's reward depends on it.
 
@@ -297,10 +299,13 @@ def verify(
     program, a list of assert statements, or a list of {"input", "output"} pairs; for format `format`: [left, right].
     Written is {"solved", "score", "reason", "error"}; `error` is null unless judging itself failed.
     """
+    from posttrain.config import SandboxConfig
     from posttrain.verify import print_summary
     from posttrain.verify import verify as judge
 
-    print_summary(kind, judge(str(file), kind, out), out)
+    wall_seconds = max(SandboxConfig().wall_seconds, cpu_seconds)
+    limits = SandboxConfig(cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_mib=memory_mib)
+    print_summary(kind, judge(str(file), kind, out, limits), out)
 
 
 @app.command()

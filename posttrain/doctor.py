@@ -115,7 +115,7 @@ def examine(config: Config, model: str, folder: Path, load: Load = load_weights)
     """
     found = []
     for finding in _checks(config, model, folder, load):
-        say(str(finding).replace("[", r"\["))
+        say(str(finding))
         found.append(finding)
     return found
 

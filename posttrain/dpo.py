@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,8 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     datasets.disable_progress_bars()
     rows = datasets.Dataset.from_parquet(str(stored), cache_dir=str(rundir.stage("dpo") / "trainer" / "cache"))
     tokenizer = AutoTokenizer.from_pretrained(parent)
+    rows = rows.map(_conversation, remove_columns=rows.column_names)
+    rows = _fitting(rows, partial(_tokens_of_chosen, tokenizer=tokenizer), config.dpo.max_length)
     callback = StageCallback(rundir, "dpo", parent, 1, tokenizer)
     arguments: dict[str, Any] = common_arguments(config.dpo, rundir, "dpo", len(rows))
     load = partial(AutoModelForCausalLM.from_pretrained, parent, dtype=torch.float32, use_safetensors=True)
@@ -91,7 +93,7 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
         # With an adapter the reference is the model beneath it.
         ref_model=None if config.lora else load(),
         args=on_one_device(DPOConfig(beta=config.dpo.beta, logging_steps=5, save_steps=10**9, **arguments)),
-        train_dataset=rows.map(_conversation, remove_columns=rows.column_names),
+        train_dataset=rows,
         processing_class=tokenizer,
         peft_config=lora_config(config.lora) if config.lora else None,
         callbacks=[callback],
@@ -109,6 +111,25 @@ def _conversation(row: dict[str, Any]) -> dict[str, Any]:
         "rejected": [{"role": "assistant", "content": row["rejected"]}],
         "cut_off": row.get("cut_off", False),  # pairs that an older version mined do not say
     }
+
+
+def _tokens_of_chosen(row: dict[str, Any], tokenizer: Any) -> int:
+    return len(tokenizer.apply_chat_template([*row["prompt"], *row["chosen"]], return_dict=True)["input_ids"])
+
+
+def _fitting(rows: Any, tokens: Callable[[dict[str, Any]], int], max_length: int) -> Any:
+    """The pairs whose better side is taken as a whole: TRL cuts the end off a longer one, and the end of turn with it,
+    so that only the worse side would show how to stop, as what is to be avoided.
+
+    Raises:
+        DataError: none is left.
+    """
+    found = rows.filter(lambda row: tokens(row) <= max_length)
+    if len(found) < len(rows):
+        say(f"dpo: {len(rows) - len(found)} of {len(rows)} pairs left out: longer than dpo.max_length={max_length}")
+    if not len(found):
+        raise DataError(f"every pair is longer than dpo.max_length={max_length} tokens; raise it")
+    return found
 
 
 def _without_end(row: dict[str, Any], end: Sequence[int]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from judges.endpoint import Endpoint, Grade, check_address, endpoint_grades
 from judges.llm import MET, PLACES, Failure, LLMJudge
 from judges.rubric import MET_TEMPLATE, TEMPLATE, Criterion, Grades, Rubric, graded
 from judges.scorer import load_scorer
+from judges.verifiers import limit_programs
 from posttrain.cluster import answer, readable
 from posttrain.config import Config, CriterionConfig, resolve_model
 from posttrain.templates import read_template
@@ -38,6 +39,7 @@ def scorer_of(config: Config, graders: Sequence[Any] = ()) -> Scorer:
     Raises:
         UserError: no such verifier, function or template.
     """
+    limit_programs(**config.sandbox.model_dump())
     if config.rubric is None:
         return load_scorer(config.reward)
     rubric = config.rubric

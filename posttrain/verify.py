@@ -20,7 +20,8 @@ from rich.text import Text
 
 from curricula.datasets import prompt_reader
 from curricula.rows import Row, load_rows
-from judges.verifiers import VERIFIERS
+from judges.verifiers import VERIFIERS, limit_programs
+from posttrain.config import SandboxConfig
 from posttrain.progress import bar, console
 from rollouts.dotted import nearest
 from rollouts.errors import DataError, JudgeError, UserError
@@ -41,13 +42,14 @@ class Verified:
     error: str | None = None
 
 
-def verify(path: str, kind: str, out: Path) -> list[Verified]:
+def verify(path: str, kind: str, out: Path, sandbox: SandboxConfig | None = None) -> list[Verified]:
     """Judges every row of a file and writes the verdicts, one JSON object a line.
 
     Args:
         path: JSONL or Parquet.
         kind: of `VERIFIERS`.
         out: the file to write; must not exist, or be empty.
+        sandbox: limits of programs; None: those of a run whose configuration does not say.
 
     Raises:
         UserError: no such kind; a row lacks a field, or has one of another type; `out` exists; this machine cannot hold
@@ -59,6 +61,7 @@ def verify(path: str, kind: str, out: Path) -> list[Verified]:
         raise UserError(f"{out}: exists already, and is not written over; name another file with --out, or remove it")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out}: no such directory: {out.parent}")
+    limit_programs(**(sandbox or SandboxConfig()).model_dump())
     read = prompt_reader(what="verify")
     rows = [_read(row, kind, read) for row in load_rows(path, "FILE")]
     found: list[Verified] = []

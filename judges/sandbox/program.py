@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import atexit
+import inspect
 import json
+import math
 import operator
 import os
 import sys
@@ -74,7 +76,8 @@ def acts(tree: ast.Module) -> bool:
 def as_function(tree: ast.Module) -> tuple[types.CodeType, str]:
     """(module code, name of the function in it) of an expression in `x`, a function's body, or a definition.
 
-    Of several functions that are defined it is `f`, or the last.
+    Of several functions that are defined it is `f`, or the last; where there is none but a class `Solution`, the last
+    of its public methods that the others do not use.
 
     Raises:
         SyntaxError: it is none of them.
@@ -83,10 +86,15 @@ def as_function(tree: ast.Module) -> tuple[types.CodeType, str]:
     if functions:
         name = "f" if "f" in functions else functions[-1]
         return compile(tree, "<program>", "exec"), name
+    solution = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Solution"]
+    method = _entry(solution[-1]) if solution else None
+    if method:
+        called = ast.Module([*tree.body, *ast.parse(f"f = Solution().{method}").body], [])
+        return compile(called, "<program>", "exec"), "f"
     body = list(tree.body)
     if len(body) == 1 and isinstance(body[0], ast.Expr):
         body[0] = ast.copy_location(ast.Return(body[0].value), body[0])
-    if not any(isinstance(node, ast.Return) for statement in body for node in ast.walk(statement)):
+    if not _returns(body):
         raise SyntaxError("neither an expression nor a function that returns")
     module = ast.parse("def f(x): pass")
     function = module.body[0]
@@ -95,23 +103,64 @@ def as_function(tree: ast.Module) -> tuple[types.CodeType, str]:
     return compile(ast.fix_missing_locations(module), "<program>", "exec"), "f"
 
 
+def _entry(solution: ast.ClassDef) -> str | None:
+    """The method of a class to call, if it has any."""
+    methods = [node for node in solution.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    used = {
+        node.attr for each in methods for node in ast.walk(each)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.attr != each.name
+    }  # fmt: skip
+    names = [each.name for each in methods if each.name not in used] or [each.name for each in methods]
+    return names[-1] if names else None
+
+
+def _returns(body: list[ast.stmt]) -> bool:
+    """Whether statements return, apart from the functions and classes that they define."""
+    todo: list[ast.AST] = list(body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Return):
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            todo += ast.iter_child_nodes(node)
+    return False
+
+
 def call(code: types.CodeType, name: str, argument: Any) -> str:
     """Runs the program afresh on one input, with nothing that it kept from the input before; a line of JSON.
 
-    A function with several parameters gets a list's items as its arguments.
+    A function with several parameters gets a list's items as its arguments; one is enough where it has defaults for the
+    others, which are its own affair.
     """
-    namespace: dict[str, Any] = {"__name__": "program"}
+    namespace = _module("program")
     try:
         exec(code, namespace)
         function = namespace[name]
-        taken = getattr(getattr(function, "__code__", None), "co_argcount", 1)
-        several = isinstance(argument, list) and taken > 1 and len(argument) <= taken
+        several = isinstance(argument, list) and _takes(function, len(argument))
         text = json.dumps(function(*argument) if several else function(argument))
     except BaseException as error:  # noqa: BLE001  # whatever it is, it is the program's
         return failure(describe(error))
     if len(text) > MAX_OUTPUT_CHARS:
         return failure(f"output of more than {MAX_OUTPUT_CHARS} characters")
     return f'{{"output": {text}}}\n'
+
+
+def _module(name: str) -> dict[str, Any]:
+    """The namespace of a new module, which is found by its name: `dataclasses`, for one, looks there."""
+    sys.modules[name] = types.ModuleType(name)
+    return sys.modules[name].__dict__
+
+
+def _takes(function: Any, count: int) -> bool:
+    """Whether a function wants several arguments, and may have so many."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of a built-in
+        return False
+    placed = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    least = sum(each.default is each.empty for each in placed)
+    most = math.inf if any(each.kind is each.VAR_POSITIONAL for each in parameters) else len(placed)
+    return len(placed) > 1 and least != 1 and least <= count <= most
 
 
 def run_script(code: types.CodeType) -> str:
@@ -134,7 +183,7 @@ def run_script(code: types.CodeType) -> str:
 
 def serve_tests(code: types.CodeType, connection: int) -> None:
     """Runs the program and then does with its objects what the tests ask for."""
-    namespace: dict[str, Any] = {"__name__": "solution"}
+    namespace = _module("solution")
     objects: list[Any] = []
     numbers: dict[int, int] = {}  # by `id`, which stays that of the object as long as we have it
 

@@ -23,6 +23,7 @@ from posttrain.config.schema import (
     RLConfig,
     RubricConfig,
     SamplingConfig,
+    SandboxConfig,
     SFTConfig,
     TrainerConfig,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "RubricConfig",
     "SFTConfig",
     "SamplingConfig",
+    "SandboxConfig",
     "TrainerConfig",
     "config_hash",
     "load_config",

@@ -241,6 +241,8 @@ class EndpointConfig(Section):
     """Further tries after a time-out, a refused connection, 429, 5xx, or an answer without a label."""
     timeout: float = Field(default=60.0, gt=0)
     """Seconds that a try may take."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """Longest answer, in tokens; a model that reasons first needs room for that."""
     samples: int = Field(default=1, ge=1)
     """Answers to each question, that vote, if more than half of them come: their shares make a score, and more than
     half have to give a preference."""
@@ -280,6 +282,24 @@ class JudgeConfig(Section):
     max_failed: float = Field(default=0.1, ge=0, le=1)
     """Largest share of the demonstrations that may stay without a verdict, by any judge of the panel; with more, the
     stage ends."""
+
+
+class SandboxConfig(Section):
+    """What a program that a model wrote may use up where a reward runs it."""
+
+    cpu_seconds: float = Field(default=1.0, gt=0)
+    """CPU time of a program for all inputs of its tests together; of a script for each."""
+    wall_seconds: float = Field(default=20.0, gt=0)
+    """Time that it may take, waiting included: so long that a busy machine changes no verdict."""
+    memory_mib: int = Field(default=256, ge=64)
+    """Its address space."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.wall_seconds < self.cpu_seconds:
+            why = f"expected at least sandbox.cpu_seconds={self.cpu_seconds:g}"
+            raise conflict("wall_seconds", self.wall_seconds, why)
+        return self
 
 
 class PruneConfig(Section):
@@ -411,7 +431,7 @@ class SFTConfig(Section):
     save_total_limit: int = Field(default=2, ge=1)
     """Checkpoints kept; older ones are deleted."""
     threads: int = Field(default=2, ge=1)
-    """CPU threads of the trainer: nothing else runs during SFT, so it may have every core."""
+    """CPU threads of the trainer of SFT and DPO: nothing else runs beside it, so it may have every core."""
 
 
 class SamplingConfig(Section):
@@ -687,7 +707,7 @@ class DPOConfig(Section):
     gradient_accumulation_steps: int = Field(default=4, ge=1)
     """Forward passes per optimizer step."""
     max_length: int = Field(default=512, ge=2)
-    """Longest prompt with completion, in tokens."""
+    """Longest prompt with completion, in tokens; pairs whose better side is longer are left out, and counted."""
     max_pairs: int = Field(default=2000, ge=1)
     """Most pairs in all."""
     pairs_per_kind: int = Field(default=500, ge=1)
@@ -768,6 +788,8 @@ class Config(Section):
     verifier, or a function of your own by dotted path, `package.module:function`."""
     rubric: RubricConfig | None = None
     """Several criteria instead of one `reward`. null: `reward`."""
+    sandbox: SandboxConfig = SandboxConfig()
+    """Limits of the programs that the verifier `code` runs."""
     environment: str | None = None
     """What answers the policy within a rollout: a function of your own by dotted path (see `rollouts/env.py`). null:
     each rollout is a single turn."""

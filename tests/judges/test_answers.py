@@ -91,6 +91,13 @@ def test_without_a_format_the_answer_is_where_it_usually_is() -> None:
         ("f(5)", "f(5)"),
         ("x + 1", "x + 1"),
         ("1. Add.\n2. Halve: 6/2=3\n", "3"),
+        ("The answer is 1 1/2.", "1 1/2"),
+        ("It costs 12\u00a0500 dollars, or 13\u202f000", "13\u202f000"),
+        ("#### Step 2: Add them up\n48+24=72\nThe answer is 72.", "72"),
+        ("#### 2. Add them up\n48+24=72", "72"),
+        ("#### 72 clips\nThat was easy, in 2 steps.", "72 clips"),
+        ("#### $\\frac{1}{2}$\nThat was easy, in 2 steps.", "$\\frac{1}{2}$"),
+        ("#### Answer: 72\nThat was easy, in 2 steps.", "Answer: 72"),
     ],
 )
 def test_a_number_comes_with_the_formula_that_it_is_part_of(text: str, answer: str) -> None:
@@ -102,6 +109,10 @@ def test_without_a_format_code_and_text_are_found() -> None:
     for word in ("", "py", "Python", "python3", "PY3", "c++", "Rust"):
         assert extract_code(f"```{word}\nold\n```\nBetter:\n```{word} \nreturn x\n```\n").answer == "return x"
     assert extract_code("```bash\nls\n```\n```Python\nreturn x\n```\nRun:\n```sh\nls\n```").answer == "return x"
+    assert extract_code("```python\nreturn x\n```\nOutput:\n```\n3\n```\n").answer == "return x"
+    used = "```python\ndef f(x):\n    return x\n```\nExample usage:\n```python\nprint(f(3))\n```\n"
+    assert extract_code(used).answer == "def f(x):\n    return x"
+    assert extract_code(f"{used}Better:\n```python\ndef f(x):\n    return 2\n```").answer == "def f(x):\n    return 2"
     assert extract_code(" sorted(x) ").answer == "sorted(x)"
     assert extract_text(" A B\n").answer == "A B"
     assert extract_text("  ") == Extraction("", False, "the answer is empty")
@@ -122,6 +133,12 @@ def test_without_a_format_code_and_text_are_found() -> None:
         ("I would take [A].", "A"),
         ("It has to be C", "C"),
         ("A good guess is C", "C"),
+        ("The correct answer is B. Option C is wrong because it rains.", "B"),
+        ("Option B is correct. Option C is not.", "B"),
+        ("Option C is incorrect, so option D.", "D"),
+        ("The best option is (D). Choice A is tempting.", "D"),
+        ("I choose option B", "B"),
+        ("The answer is option C", "C"),
         ("A town", None),
         ("I cannot say", None),
         ("B or C", None),

@@ -49,6 +49,33 @@ def test_the_three_forms_of_a_program(worker: CodeWorker) -> None:
     assert outputs(worker, "50**40", []) == [50**40]
 
 
+def test_a_list_is_the_arguments_of_a_function_that_wants_several(worker: CodeWorker) -> None:
+    assert outputs(worker, "def f(a, b): return a-b", [5, 3]) == [2]
+    assert outputs(worker, "def f(a, b, c=1): return a-b-c", [5, 3], [5, 3, 2]) == [1, 0]
+    assert outputs(worker, "def f(x, key=None): return len(x)", [], [3, 1]) == [0, 2]
+    assert outputs(worker, "def f(x, *, key=None): return len(x)", [3, 1]) == [2]
+    cached = "from functools import lru_cache\n@lru_cache\ndef f(a, b): return a*b"
+    assert outputs(worker, cached, [3, 4]) == [12]
+
+
+def test_a_class_solution_is_called_by_its_method(worker: CodeWorker) -> None:
+    solution = "class Solution:\n    def twice(self, v): return 2*v\n    def go(self, a, b): return self.twice(a)+b\n"
+    assert outputs(worker, solution, [3, 4]) == [10]
+    assert outputs(worker, solution + "    def _last(self): pass\n", [3, 4]) == [10]
+    assert outputs(worker, "class Solution:\n    def f(self, n): return n if n < 2 else self.f(n-1)+1", 5) == [5]
+    assert error(worker, "class Other:\n    def f(self, n): return n").startswith("SyntaxError: neither")
+
+
+def test_a_program_finds_its_own_module(worker: CodeWorker) -> None:
+    node = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        '@dataclass\nclass Node:\n    value: int\n    next: "Node | None" = None\n'
+        "def f(x): return Node(x).value"
+    )
+    assert outputs(worker, node, 5, 6) == [5, 6]
+    assert worker.test(node, "assert f(5) == 5 and Node(3).next is None") == ""
+
+
 def test_each_input_is_fresh_and_so_is_the_program(worker: CodeWorker) -> None:
     inputs = [[3, 1], [3, 1]]
     assert outputs(worker, "x.sort(); x.append(9); return x", *inputs) == [[1, 3, 9], [1, 3, 9]]

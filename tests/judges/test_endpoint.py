@@ -1,6 +1,7 @@
 """A judge behind an endpoint that fails in every way that endpoints fail; a real server, real requests."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +48,22 @@ async def test_a_label_becomes_a_verdict(server: Server, monkeypatch: pytest.Mon
     assert server.seen[0]["response_format"]["json_schema"]["schema"]["properties"]["label"]["enum"] == [
         "easy", "medium", "hard",
     ]  # fmt: skip
+
+
+async def test_a_server_without_structured_output_is_asked_without(server: Server) -> None:
+    refused = (400, json.dumps({"error": {"message": "Unknown field: response_format"}}))
+    server.scripts = {"one": [refused, "hard"], "two": ["easy"], "three": [(400, '{"error": {"message": "too long"}}')]}
+    endpoint = Endpoint(server.url, "m", retries=0, concurrency=1, max_tokens=77)
+    client = EndpointClient(endpoint, no_pause)
+    judge = EndpointJudge(client, "{prompt}: {response}")
+    one, two, three = [
+        await judge.judge([{"role": "user", "content": word}, CONVERSATION[1]]) for word in ("one", "two", "three")
+    ]
+    await client.close()
+    assert (one.label, two.label) == ("hard", "easy")
+    assert "too long" in three.reason
+    assert ["response_format" in body for body in server.seen] == [True, False, False, False]
+    assert {body["max_completion_tokens"] for body in server.seen} == {77}
 
 
 async def test_several_answers_vote(server: Server) -> None:

@@ -92,8 +92,14 @@ def test_near_duplicates_share_most_of_their_words() -> None:
     texts = [story, "What is 47+38?", story + " again", "What is 47+39?", story.replace("red", "blue"), story]
     assert near_duplicates(texts, 0.9) == {2: 0, 5: 0}
     assert near_duplicates(texts, 0.7) == {2: 0, 4: 0, 5: 0}
+
     assert near_duplicates(texts, 1.0) == {5: 0}
     assert near_duplicates([], 0.9) == {}
+
+
+def test_text_without_spaces_is_told_by_its_letters() -> None:
+    text = "小明有五个苹果和三个梨他给了小红两个苹果请问他现在一共有多少个水果请写出计算过程"
+    assert near_duplicates([text, text[:-1], text[::-1]], 0.9) == {1: 0}
 
 
 def test_the_report() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from judges.code_tests import same
+from judges.code_tests import same, same_text
 from judges.math_worker import MathWorker
-from judges.verifiers import VERIFIERS, as_number
+from judges.verifiers import VERIFIERS, as_number, limit_programs
+from posttrain.config import SandboxConfig
 from rollouts.errors import DataError, JudgeError
 from rollouts.types import Prompt, Score
 
@@ -326,6 +327,10 @@ def test_auto_chooses_by_what_the_prompt_has() -> None:
     assert solved("auto", "1,085", "Result: 1085.0", answer_format=("Result:", ""))
     assert solved("auto", "B A C D", "A B C D\n=> B A C D", answer_format=("=>", ""))
     assert not solved("auto", "F", "=> f > g", answer_format=("=>", ""))
+    assert solved("auto", r"\frac{1}{2}", "The answer is 1/2.")
+    assert solved("auto", "1/2", r"It is \boxed{\frac12}")
+    assert solved("auto", r"x^2+1", r"\boxed{1 + x^2}")
+    assert not solved("auto", "2024-05-01", r"\boxed{2018}")  # a date is no difference
 
 
 def test_what_the_data_lacks_is_an_error_that_names_the_row() -> None:
@@ -341,6 +346,27 @@ def test_tests_that_cannot_run_are_a_failure_to_judge_that_names_the_prompt() ->
     for tests in (("assert f( == 1",), ("def check(f): assert f() == 1",)):
         with pytest.raises(JudgeError, match="prompt p1: tests: "):
             VERIFIERS["code"](prompt(tests=tests), "def f(): return 1")
+
+
+def test_what_is_written_may_differ_in_how_numbers_end() -> None:
+    assert same_text("0.30000000000000004 a\n1.50\n", "0.3 a\n1.5")
+    for output, expected in [("7", "07"), ("1.5", "1.6"), ("1.5 2", "1.5"), ("1.5\n2", "1.5 2"), ("v1.0", "v1.00")]:
+        assert not same_text(output, expected)
+
+
+def test_programs_have_the_limits_that_are_set() -> None:
+    slow = "import time\ndef f(x):\n    while time.process_time() < 0.5: pass\n    return x"
+    large = "def f(x):\n    return len(bytes(300 << 20)) and x"
+    fields: dict[str, Any] = {"tests": ({"input": 1, "output": 1},)}
+    try:
+        limit_programs(cpu_seconds=0.2, wall_seconds=20.0, memory_mib=512)
+        assert VERIFIERS["code"](prompt(**fields), slow).reason == "test 1 of 1: CPU time limit"
+        assert solved("code", None, large, **fields)
+        limit_programs(cpu_seconds=1.0, wall_seconds=20.0, memory_mib=256)
+        assert solved("code", None, slow, **fields)
+        assert VERIFIERS["code"](prompt(**fields), large).reason == "test 1 of 1: MemoryError"
+    finally:
+        limit_programs(**SandboxConfig().model_dump())
 
 
 def test_same_compares_plain_data() -> None:

@@ -1,20 +1,24 @@
 """What DPO mines of an RL run."""
 
 import asyncio
+import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+from transformers import AutoTokenizer
 
 from curricula.instructions import Instruction, InstructionPools
 from judges.endpoint import Endpoint
 from judges.preference import TEMPLATE
 from posttrain import data
 from posttrain.config import PreferenceConfig, load_config, resolve_model
-from posttrain.dpo import _asked, _fresh, _recorded
+from posttrain.dpo import _asked, _conversation, _fitting, _fresh, _recorded, _tokens_of_chosen
 from posttrain.rundir import RunDir
-from rollouts.errors import ConfigError, JudgeError
+from rollouts.errors import ConfigError, DataError, JudgeError
 from rollouts.generator import Request
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, RolloutGroup, Score
@@ -56,6 +60,22 @@ def test_a_preference_by_a_template_of_the_users_own(tmp_path: Path) -> None:
         _asked(preference(template=str(own)))
     with pytest.raises(ConfigError, match=r"^dpo\.preference\.template: /nowhere\.txt: No such file"):
         _asked(preference(template="/nowhere.txt"))
+
+
+def test_pairs_whose_better_side_would_be_cut_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("tiny:base"))
+    stored = [
+        {"messages": json.dumps(PROMPT.messages), "chosen": chosen, "rejected": "85 " * 50}
+        for chosen in ("85", "85 " * 50)
+    ]
+    rows = datasets.Dataset.from_list([_conversation(row) for row in stored])
+    tokens = [_tokens_of_chosen(row, tokenizer) for row in rows]
+    fitting = partial(_fitting, rows, partial(_tokens_of_chosen, tokenizer=tokenizer))
+    assert fitting(tokens[1])[:] == rows[:]
+    assert fitting(tokens[1] - 1)["chosen"] == rows[:1]["chosen"]
+    assert f"dpo: 1 of 2 pairs left out: longer than dpo.max_length={tokens[1] - 1}" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"^every pair is longer than dpo\.max_length=2 tokens; raise it$"):
+        fitting(2)
 
 
 class Pool:
