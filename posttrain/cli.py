@@ -351,7 +351,7 @@ def build(
     out: Annotated[Path, typer.Argument(help="A directory for the world; must not exist.")],
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
 ) -> None:
-    """Make the tiny world from its recipe: tokenizer, base, judge, demonstrations and prompts (about an hour)."""
+    """Make the tiny world from its recipe: tokenizer, base, judges, demonstrations, prompts, instructions (an hour)."""
     from posttrain.engines import prepare
 
     prepare()

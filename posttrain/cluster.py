@@ -23,7 +23,12 @@ from typing import Any, ClassVar, Self
 
 import ray
 from ray.exceptions import RayActorError, RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from posttrain.balance import spread
@@ -91,7 +96,8 @@ class Cluster:
         self._graders: list[Any] = []
         self._weights = Path(tempfile.gettempdir())
         shared = Path("/dev/shm")
-        if shared.is_dir() and os.access(shared, os.W_OK):
+        # A container has 64 MB of it where nobody asked for more.
+        if shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free >= 2**30:
             self._weights = shared
         self._weights_prefix = f"posttrain-{uuid.uuid4().hex[:12]}"
 
@@ -214,6 +220,13 @@ class Cluster:
             raise UserError(
                 f"waited {limit:.0f} s (generators.start_timeout) for {self.placement.asked()}; the Ray cluster has "
                 f"{self.gpus():g}, of which {free:g} are free; end what uses them, or ask for fewer"
+            )
+        nodes = set(placement_group_table(group)["bundles_to_node_id"].values())
+        if len(nodes) > 1 and self.placement.trainer:
+            remove_placement_group(group)
+            raise UserError(
+                f"{self.placement.asked()} lie on {len(nodes)} nodes, but engines read weights that the trainer writes "
+                "to its node's memory; ask for as many as one node has free"
             )
         return group
 

@@ -28,7 +28,7 @@ from posttrain.placement import ROLES, Placement
 from posttrain.progress import say
 from posttrain.trainer import PolicyTrainer, check_model
 from rollouts.errors import UserError
-from rollouts.generator import Request
+from rollouts.generator import CPU_CACHE_GIB, Request
 from rollouts.renderer import Renderer
 from rollouts.types import Message, RolloutGroup, Sampling
 
@@ -376,7 +376,7 @@ def needs(config: Config, parameters: int) -> Needs:
     engines = config.generators
     weights = parameters * (4 if config.dtype == "float32" else 2)
     copies = 1 if config.lora else 5 if config.rl.kl_coef else 4
-    cache = int((engines.kv_cache_gib or 0) * GIB)
+    cache = int((engines.kv_cache_gib or CPU_CACHE_GIB) * GIB)
     return Needs(
         trainer=parameters * 4 * copies // (config.trainer.ranks if config.trainer.parallelism == "fsdp" else 1),
         ranks=config.trainer.ranks,

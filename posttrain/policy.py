@@ -6,6 +6,7 @@ Dimensions: B = rows of a micro-batch, T = tokens of its longest row, N = loss t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,12 +88,10 @@ class Policy(torch.nn.Module):
         row_N, token_N = batch.loss_mask.nonzero(as_tuple=True)
         before_ND = hidden_BTD[row_N, batch.previous[row_N, token_N]]
         targets_N = batch.token_ids[row_N, token_N]
-        if not self.save_memory or not torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not self.save_memory:
             return self._head(before_ND, targets_N)
-        parts = [
-            checkpoint(self._head, hidden, targets, use_reentrant=False)
-            for hidden, targets in zip(before_ND.split(CHUNK), targets_N.split(CHUNK), strict=True)
-        ]
+        head = partial(checkpoint, self._head, use_reentrant=False) if torch.is_grad_enabled() else self._head
+        parts = [head(*part) for part in zip(before_ND.split(CHUNK), targets_N.split(CHUNK), strict=True)]
         logprobs, entropies = zip(*parts, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 

@@ -153,11 +153,14 @@ class Sender:
         """
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
+        from rollouts.weight_transfer import same_stream
+
         self._client = Engines(backend, engines, workers, limit)
         self._bytes = sum(each.bytes for each in weights.metadata())
         info = init_info(backend, weights, workers, rank, free_address() if backend != "ipc" else "")
         try:
-            self._engine = WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=weights)
+            with same_stream():
+                self._engine = WeightTransferTrainerFactory.trainer_init(info, client=self._client, source=weights)
         except RuntimeError as error:  # of torch's store, or of NCCL
             raise self._client.failure or EngineError(f"the trainer cannot meet the engines: {error}") from error
         if self._client.failure is not None:

@@ -17,6 +17,7 @@ import ray
 
 from curricula.gate import rejection
 from posttrain import data
+from posttrain.adapters import is_adapter
 from posttrain.balance import Balancer
 from posttrain.cluster import GENERATE_TRIES, Cluster, GeneratorPool, answer, result_of
 from posttrain.parity import Difference
@@ -121,6 +122,12 @@ class RayWorkers:
         if checkpoint is not None:
             await self.trainer.load_optimizer(checkpoint, version)
         await self._pool.update(self._model, version)
+        if self.config.lora is not None and not is_adapter(self._model):
+            # Of an adapter that comes later, the requests that are in flight by then would know nothing.
+            path = self._cluster.weights_path(version)
+            self._published = (path, await self.trainer.publish(path))
+            self._evaluated = path if self.has_spare_engines else ""
+            await self._pool.update(path, version)
         self._pool.newest.update(dict.fromkeys(self.engines, self._newest))
 
     async def engine_metrics(self) -> dict[str, float]:

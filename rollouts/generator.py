@@ -47,14 +47,18 @@ class EngineSettings:
     max_model_len: int = 512
     max_num_seqs: int = 256
     tensor_parallel_size: int = 1
-    enforce_eager: bool = True
-    kv_cache_gib: float | None = 0.25
+    enforce_eager: bool | None = None  # None: on a CPU
+    kv_cache_gib: float | None = None  # None: what `gpu_memory_utilization` leaves; on a CPU `CPU_CACHE_GIB`
     gpu_memory_utilization: float = 0.85
     logprobs_mode: str = "processed_logprobs"
     seed: int = 0
     threads: int = 1
     lora_rank: int = 0  # of the adapters that it may be given; 0: none
     keep_cache: bool = False  # of requests in flight, over a weight update
+
+
+CPU_CACHE_GIB = 0.25
+"""Of an engine on a CPU whose settings do not say."""
 
 
 @dataclass(frozen=True)
@@ -526,7 +530,8 @@ def engine_arguments(model: str, settings: EngineSettings) -> Any:
 
     if current_platform.is_cpu():
         torch.set_num_threads(settings.threads)
-    size = {} if settings.kv_cache_gib is None else {"kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30)}
+    cache = settings.kv_cache_gib or (CPU_CACHE_GIB if current_platform.is_cpu() else None)
+    size = {} if cache is None else {"kv_cache_memory_bytes": int(cache * 2**30)}
     if settings.lora_rank:
         most = next(rank for rank in ADAPTER_RANKS if rank >= settings.lora_rank)
         size |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": most}
@@ -539,7 +544,9 @@ def engine_arguments(model: str, settings: EngineSettings) -> Any:
         tensor_parallel_size=settings.tensor_parallel_size,
         # Else vLLM would start actors of its own in the placement group that it finds itself in, which is full.
         distributed_executor_backend="mp" if settings.tensor_parallel_size > 1 else None,
-        enforce_eager=settings.enforce_eager,
+        enforce_eager=current_platform.is_cpu() if settings.enforce_eager is None else settings.enforce_eager,
+        # Else the tokens of the step that is computed while weights are updated would be told to be of the new version.
+        async_scheduling=False if settings.keep_cache else None,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         logprobs_mode=settings.logprobs_mode,
         seed=settings.seed,

@@ -8,12 +8,15 @@ which registers the back end.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
@@ -22,6 +25,14 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 BACKEND = "posttrain"
+WEIGHTS, INDEX = "*.safetensors", "model.safetensors.index.json"
+
+
+def same_stream() -> AbstractContextManager[Any]:
+    """Leaves the thread's CUDA stream as it was, where vLLM's communicator of NCCL makes another one the current one: a
+    step that is computed on that would not be waited for by copies on the old one.
+    """
+    return torch.cuda.stream(torch.cuda.current_stream()) if torch.cuda.is_available() else nullcontext()
 
 
 @dataclass
@@ -34,7 +45,7 @@ class ConnectInfo(WeightTransferInitInfo):
 
 @dataclass
 class FileInfo(WeightTransferUpdateInfo):
-    """`path` is a safetensors file, or a directory of them, with every parameter under its Hugging Face name."""
+    """`path` is a safetensors file, a directory of them, or a hub name; parameters have their Hugging Face names."""
 
     path: str
 
@@ -55,7 +66,8 @@ class PolicyWeightTransferEngine(WeightTransferEngine[ConnectInfo, FileInfo]):
         self.shutdown()
         config = WeightTransferConfig(backend=init_info.backend)
         receiver = WeightTransferEngineFactory.create_engine(config, self.vllm_config, self.device, self.model)
-        receiver.init_transfer_engine(receiver.parse_init_info(init_info.settings))
+        with same_stream():
+            receiver.init_transfer_engine(receiver.parse_init_info(init_info.settings))
         if getattr(getattr(receiver, "model_update_group", None), "disabled", False):
             raise RuntimeError("vLLM cannot load the NCCL library; see VLLM_NCCL_SO_PATH and VLLM_DISABLE_PYNCCL")
         self._receiver = receiver
@@ -106,10 +118,19 @@ class PolicyWeightTransferEngine(WeightTransferEngine[ConnectInfo, FileInfo]):
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+    for name in [path] if path.is_file() else _files(path):
         with safe_open(name, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 yield key, file.get_tensor(key)
+
+
+def _files(model: Path) -> list[Path]:
+    """The files of a checkpoint's weights; of a hub name those that vLLM found in the hub's cache when it started."""
+    folder = model if model.is_dir() else Path(snapshot_download(str(model), allow_patterns=[WEIGHTS, INDEX]))
+    if (folder / INDEX).is_file():  # some come a second time as a whole, under other names
+        return sorted(folder / name for name in set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob(WEIGHTS))
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, PolicyWeightTransferEngine)

@@ -162,8 +162,9 @@ class GeneratorsConfig(Section):
 
     count: int = Field(default=2, ge=1)
     """Engines in the pool, each in an actor of its own."""
-    kv_cache_gib: float | None = Field(default=0.25, gt=0)
-    """KV cache per engine, in GiB; saves the profiling at start. null: what `gpu_memory_utilization` leaves."""
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    """KV cache per engine, in GiB; saves the profiling at start. null: what `gpu_memory_utilization` leaves of a GPU;
+    0.25 on a CPU."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of a GPU's memory that an engine takes; without meaning on a CPU. On a shared GPU at most `gpus`."""
     tensor_parallel: int = Field(default=1, ge=1)
@@ -178,8 +179,8 @@ class GeneratorsConfig(Section):
     """Keep the key-value cache of rollouts in flight over a weight update, as PipelineRL does
     (https://arxiv.org/abs/2509.19128), rather than compute it anew. Importance ratios stay exact, since
     log-probabilities are stored as sampled; but those of a rollout's later tokens are of no version alone."""
-    enforce_eager: bool = True
-    """Run without compiling: starts in seconds instead of a minute, generates more slowly."""
+    enforce_eager: bool | None = None
+    """Run without compiling: starts in seconds instead of minutes, generates more slowly. null: on a CPU."""
     weight_transfer: Literal["auto", "shm", "nccl", "ipc"] = "auto"
     """How RL's engines get new weights. `shm`: a file in shared memory. `nccl`: a broadcast between GPUs. `ipc`: read
     from a GPU that they share with the trainer. `auto`: as the devices allow. LoRA adapters always go as files."""
@@ -222,7 +223,7 @@ class TrainerConfig(Section):
     gradient_checkpointing: bool = True
     """Compute activations and logits again in the backward pass: saves memory, costs about a third of the speed."""
     compile: bool | None = None
-    """Fuse the small operations of layers and output head by torch.compile, which takes a minute at the first step.
+    """Fuse the small operations of layers and output head by torch.compile, which takes minutes at the first step.
     null: on a GPU."""
 
 
@@ -478,7 +479,8 @@ class CurriculumConfig(Section):
     """Largest share of the draws by `signal` that goes to prompts that were found solved or unsolved and are due to be
     tested again."""
     retest_after: int = Field(default=10, ge=1)
-    """Policy versions until such a prompt is due; each test that changes nothing doubles them, up to 16 times."""
+    """Policy versions until such a prompt is due; each test that changes nothing doubles the wait, to at most 16
+    times the first."""
     easy_pool: float = Field(default=0.1, ge=0, le=1)
     """Share of the draws by `pools` that goes to prompts with a rate of at least 0.8 in their last group."""
     hard_pool: float = Field(default=0.1, ge=0, le=1)
@@ -523,7 +525,7 @@ class RLConfig(Section):
     """`fifo`: groups are trained as they were drawn, which favours no length. `ready`: as they finish, within the
     staleness bound."""
     generators: int = Field(default=1, ge=1)
-    """How many engines of the pool make rollouts; the others evaluate."""
+    """How many engines of the pool make rollouts; the others evaluate. Not given: all but one, and one of one."""
     max_concurrent_rollouts: int | None = Field(default=None, ge=1)
     """Most completions under way in an engine, in whole groups and at least one; further draws wait their turn. Fewer
     mean less to compute anew at each weight update, and fresher tokens; too few leave the engine half empty. null: as
@@ -822,6 +824,17 @@ class Config(Section):
             judge = values.get("judge", {})
             if isinstance(judge, Mapping) and not judge.get("model"):
                 return {**values, "judge": {**judge, "model": values["model"]}}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _roll_with_all_engines_but_one(cls, values: Any) -> Any:
+        """An engine that nobody gave anything to do would cost a GPU and do nothing."""
+        if isinstance(values, Mapping):
+            rl, pool = values.get("rl", {}), values.get("generators", {})
+            count = pool.get("count") if isinstance(pool, Mapping) else None
+            if isinstance(rl, Mapping) and "generators" not in rl and isinstance(count, int) and count > 2:
+                return {**values, "rl": {**rl, "generators": count - 1}}
         return values
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ It trains on recorded batches and asks at each version how likely every token is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -46,13 +46,13 @@ def apart(model: Any, rows: Rows, version: int, temperature: float) -> float:
 
 
 def train(
-    model_path: str, batches: Sequence[Sequence[Rows]], everything: Rows, config: RLConfig
+    model_path: str, batches: Sequence[Sequence[Rows]], everything: Rows, config: RLConfig, also: Container[int]
 ) -> tuple[Any, list[float], list[float]]:
     """Trains on batches of groups of rollouts.
 
     Returns:
         The model; by version, how far the tokens of `everything` that claim it are from it; and how far those of the
-        next version are.
+        next version are, for the versions of `also`.
     """
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     betas, temperature = (config.adam_beta1, config.adam_beta2), config.sampling.temperature
@@ -61,7 +61,8 @@ def train(
     own, next_ones = [], []
     for version, batch in enumerate(batches):
         own.append(apart(model, everything, version, temperature))
-        next_ones.append(apart(model, everything, version + 1, temperature))
+        if version in also:
+            next_ones.append(apart(model, everything, version + 1, temperature))
         tokens = sum(len(row["token_ids"]) for group in batch for row in group)
         for group in batch:
             rewards = torch.tensor([row["reward"] for row in group], dtype=torch.float64)

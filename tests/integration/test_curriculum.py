@@ -10,7 +10,7 @@ from pyarrow.parquet import read_table
 
 from curricula.buckets import BUCKETS, bucket_of
 from curricula.instructions import load_instructions
-from posttrain.config import resolve_data
+from posttrain.config import resolve_data, resolve_model
 from posttrain.curriculum_log import read_snapshots
 from tests.integration.commands import SMALL, Ended, posttrain
 
@@ -59,11 +59,22 @@ def test_a_second_scan_does_not_write_over_the_first(scanned: Ended, cwd: Path) 
     assert (cwd / "r/passk.parquet").read_bytes() == before
 
 
+def hub(home: Path, name: str, model: str) -> dict[str, str]:
+    """The environment in which a name of the hub means a model that is here, as if it had been downloaded before."""
+    folder = home / "hub" / f"models--{name.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs/main").write_text("1" * 40)
+    (folder / "snapshots").mkdir()
+    (folder / "snapshots" / ("1" * 40)).symlink_to(model, target_is_directory=True)
+    return {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+
+
 @pytest.fixture(scope="module")
 def trained(scanned: Ended, cwd: Path) -> Ended:
-    """RL from that scan, on a few prompts more, asked under the tiny world's instructions."""
-    words = ["rl.start_from_scan=r/passk.parquet", "data.instructions.path=tiny:instructions"]
-    return posttrain("rl", *WORDS, *words, "rl.steps=2", "data.prompts.limit=100", cwd=cwd)
+    """RL from that scan, on a few prompts more, asked under the tiny world's instructions; the model is the hub's."""
+    words = ["rl.start_from_scan=r/passk.parquet", "data.instructions.path=tiny:instructions", "model=some/body"]
+    env = hub(cwd / "home", "some/body", resolve_model("tiny:base"))
+    return posttrain("rl", *WORDS, *words, "rl.steps=2", "data.prompts.limit=100", cwd=cwd, env=env)
 
 
 def test_rl_starts_from_a_scan(trained: Ended) -> None:

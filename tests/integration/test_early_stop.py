@@ -24,14 +24,16 @@ from posttrain.cluster import Cluster, run
 from posttrain.config import Config, load_config, resolve_model
 from posttrain.ledger import Ledger
 from posttrain.resume import begun_groups
+from posttrain.rl_stage import train_rl
 from posttrain.rl_state import UNDER_WAY
+from posttrain.rundir import RunDir
 from posttrain.slots import Draw
 from posttrain.workers import RayWorkers
 from rollouts.generator import Request
 from rollouts.recorder import write_shard
 from rollouts.renderer import Renderer
 from rollouts.types import RolloutGroup
-from tests.integration.commands import SMALL, posttrain
+from tests.integration.commands import SMALL
 from tests.integration.reference import apart
 from tests.judges.server import Server, completion, serving
 
@@ -240,7 +242,9 @@ def grades(server: Server) -> None:
     server.scripts = {"### Answer\n": grade}
 
 
-def test_a_graded_run_that_is_resumed_accounts_for_every_draw(tmp_path: Path) -> None:
+def test_a_graded_run_that_is_resumed_accounts_for_every_draw(
+    workers: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By a model behind an endpoint, whose failures are rejected and counted, and are no score."""
     with serving() as server:
         grades(server)
@@ -251,8 +255,10 @@ def test_a_graded_run_that_is_resumed_accounts_for_every_draw(tmp_path: Path) ->
             "rubric.criteria.style={judge: 'It is odd.'}",
             f"rubric.endpoint={{base_url: '{server.url}', model: m, retries: 0}}",
         ]  # fmt: skip
-        for steps, resume in ((3, []), (6, ["--resume", "auto"])):
-            posttrain("rl", "tiny", "--run", "r", *resume, *words, f"rl.steps={steps}", cwd=tmp_path)
+        for steps, resume in ((3, None), (6, "auto")):
+            config = load_config("tiny", [*words, f"rl.steps={steps}"])
+            monkeypatch.setattr(workers._cluster, "config", config)
+            train_rl(config, RunDir(tmp_path / "r", config), resume)
             assert audit(tmp_path / "r").problems == ()
     rows = Ledger(tmp_path / "r/ledger.db", read_only=True).rows("voided_by IS NULL")
     assert Counter(row.step for row in rows if row.step) == dict.fromkeys(range(1, 7), 6)

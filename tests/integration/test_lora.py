@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from posttrain.adapters import ADAPTER, whole_model
 from posttrain.cluster import Cluster, run
@@ -14,7 +15,7 @@ from posttrain.config import load_config, resolve_model
 from posttrain.workers import RayWorkers
 from rollouts.generator import Request
 from rollouts.renderer import Renderer
-from rollouts.types import Prompt, Sampling
+from rollouts.types import Prompt, RolloutGroup, Sampling
 from tests.posttrain.test_trainer import groups
 
 BASE = resolve_model("tiny:base")
@@ -38,9 +39,34 @@ def train(workers: RayWorkers) -> None:
     assert run(workers.drift(PROMPTS)) > 0.01
 
 
-def test_each_update_sends_the_adapter_alone(workers: RayWorkers) -> None:
+def check_in_flight(workers: RayWorkers, version: int) -> None:
+    """Rollouts that are in flight during an update: what claims the new version is as likely as it says under it."""
+    tokens = workers._renderer.prompt_tokens(PROMPTS[0].messages)
+    requests = [Request(tokens, Sampling(max_tokens=400, temperature=1.0), 8, seed=seed) for seed in range(16)]
+
+    async def made() -> Any:
+        call = workers._pool.actors[0].generate_all.remote(requests)
+        await asyncio.sleep(0.3)
+        await workers.update_weights(version)
+        return await call
+
+    found = run(made())
+    spans = [rollout.policy_versions for rollouts in found for rollout in rollouts]
+    assert [version - 1, version] in [[each for _, _, each in parts] for parts in spans]
+    groups = [RolloutGroup(-1, PROMPTS[0], list(tokens), rollouts) for rollouts in found]
+    stored_N, now_N = run(workers.trainer.logprobs(groups))
+    claimed_N = torch.tensor([each for parts in spans for start, end, each in parts for _ in range(start, end)])
+    assert (stored_N - now_N).abs()[claimed_N == version].max() < 1e-3
+
+
+def test_requests_before_the_first_update_take_up_the_adapter(workers: RayWorkers) -> None:
     assert run(workers.drift(PROMPTS)) < 1e-4
-    for version in (1, 2):
+    train(workers)
+    check_in_flight(workers, 1)
+
+
+def test_each_update_sends_the_adapter_alone(workers: RayWorkers) -> None:
+    for version in (2, 3):
         train(workers)
         run(workers.update_weights(version))
         assert run(workers.drift(PROMPTS)) < 1e-4
@@ -50,22 +76,13 @@ def test_each_update_sends_the_adapter_alone(workers: RayWorkers) -> None:
 
 
 def test_requests_in_flight_go_on_under_the_new_adapter(workers: RayWorkers) -> None:
-    async def both() -> list[Any]:
-        tokens = workers._renderer.prompt_tokens(PROMPTS[0].messages)
-        requests = [Request(tokens, Sampling(max_tokens=400, temperature=1.0), 8, seed=seed) for seed in range(16)]
-        call = workers._pool.actors[0].generate_all.remote(requests)
-        await asyncio.sleep(0.3)
-        await workers.update_weights(3)
-        return [rollout for request in await call for rollout in request]
-
-    versions = [[version for _, _, version in rollout.policy_versions] for rollout in run(both())]
-    assert [2, 3] in versions
-    assert run(workers.drift(PROMPTS)) < 1e-4
+    train(workers)
+    check_in_flight(workers, 4)
 
 
 def test_a_merged_checkpoint_takes_the_place_of_model_and_adapter(workers: RayWorkers, tmp_path: Path) -> None:
     train(workers)
-    checkpoint = tmp_path / "step-000004"
+    checkpoint = tmp_path / "step-000005"
     checkpoint.mkdir()
     run(workers.trainer.save(str(checkpoint)))
     workers._pool.load(whole_model(checkpoint))

@@ -136,6 +136,20 @@ def test_gpus_that_others_use_are_waited_for_until_the_limit(eight_gpus: None) -
 # ----------------------------------------------------------------------------------------------------- several nodes
 
 
+def test_engines_and_trainer_on_two_nodes_are_an_error(eight_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"bundles_to_node_id": {0: "one", 1: "other"}}
+    monkeypatch.setattr("posttrain.cluster.placement_group_table", lambda _: table)
+    with Cluster(config("generators.count=1"), ROLES["rl"]) as cluster, pytest.raises(UserError) as caught:
+        cluster.actor(Dummy, seat=cluster.placement.trainer[0])
+    assert str(caught.value) == (
+        "trainer.ranks=1 with 1 GPU each, generators.count=1 with 1 GPU each: 2 GPUs lie on 2 nodes, but engines read "
+        "weights that the trainer writes to its node's memory; ask for as many as one node has free"
+    )
+    assert groups() == []
+    with Cluster(config("generators.count=2"), ROLES["eval"]) as cluster:  # engines alone may lie anywhere
+        cluster.actor(Dummy, seat=cluster.placement.engines[0])
+
+
 @pytest.fixture
 def two_nodes() -> Iterator[str]:
     """A driver on a node without GPUs, and a node with two; gives the id of the latter."""

@@ -1,11 +1,23 @@
 """Ray that does not start."""
 
+import shutil
+import tempfile
+from pathlib import Path
+
 import pytest
 import ray
 
 from posttrain.cluster import Cluster
 from posttrain.config import load_config
 from rollouts.errors import UserError
+
+
+def test_weights_go_to_shared_memory_where_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers have 64 MB of it unless somebody asks for more, which small models would fill."""
+    for free, folder in ((2**26, Path(tempfile.gettempdir())), (2**32, Path("/dev/shm"))):
+        usage = shutil._ntuple_diskusage(2**33, 2**33 - free, free)
+        monkeypatch.setattr("posttrain.cluster.shutil.disk_usage", lambda _, usage=usage: usage)
+        assert Path(Cluster(load_config("tiny")).weights_path(3)).parent == folder
 
 
 @pytest.fixture

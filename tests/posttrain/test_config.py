@@ -111,6 +111,13 @@ def test_a_sparse_file_takes_the_defaults(write):
     assert config.judge.model == "some/hub-model"  # never the tiny judge unasked
 
 
+def test_all_engines_but_one_make_rollouts_where_nothing_is_said(write):
+    for pool, rolling in (("{count: 1}", 1), ("{count: 2}", 1), ("{count: 8}", 7), ("{}", 1)):
+        assert load_config(str(write(f"model: m\ngenerators: {pool}\n"))).rl.generators == rolling
+    assert load_config(str(write("model: m\ngenerators: {count: 8}\nrl: {generators: 2}\n"))).rl.generators == 2
+    assert load_config(str(write("model: m\n")), ["generators.count=4"]).rl.generators == 3
+
+
 def test_a_saved_config_loads_again(write):
     config = load_config("tiny", ["rl.learning_rate=1e-05", "seed=7"])
     assert load_config(write(json.dumps(config.resolved(), indent=2))) == config
@@ -187,6 +194,10 @@ def test_config_does_not_change():
         (
             "rl.correction=tis",
             f"rl.correction: 'tis': expected 'none', {', '.join(map(repr, list(CORRECTIONS)[:-1]))} or 'sequence_mask'",
+        ),
+        (
+            "sandbox.wall_seconds=0.5",
+            "sandbox.wall_seconds: 0.5: expected at least sandbox.cpu_seconds=1",
         ),
         (
             "rl.generators=3",

@@ -1,6 +1,8 @@
 """Which transport fits the devices, and what vLLM is told; the transports at work are tested in tests/integration."""
 
+import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +21,9 @@ from posttrain.config import resolve_model
 from posttrain.sender import Engines, Group, init_info
 from posttrain.transport import choose
 from posttrain.weights import Weights
+from rollouts import weight_transfer
 from rollouts.errors import ConfigError, EngineError
-from rollouts.weight_transfer import BACKEND, ConnectInfo, PolicyWeightTransferEngine
+from rollouts.weight_transfer import BACKEND, ConnectInfo, PolicyWeightTransferEngine, _files
 
 BASE = resolve_model("tiny:base")
 
@@ -28,6 +31,27 @@ BASE = resolve_model("tiny:base")
 @pytest.fixture(scope="module")
 def weights() -> Weights:
     return Weights(AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32), torch.bfloat16)
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def test_the_files_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found() -> list[str]:
+        return [path.name for path in _files(tmp_path)]
+
+    for name in ("b.safetensors", "a.safetensors", "tokenizer.json"):
+        (tmp_path / name).touch()
+    assert found() == ["a.safetensors", "b.safetensors"]
+    (tmp_path / "model.safetensors").touch()
+    assert found() == ["model.safetensors"]
+    index = {"weight_map": {"x": "b.safetensors", "y": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert found() == ["b.safetensors"]
+    asked = []
+    monkeypatch.setattr(weight_transfer, "snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
+    assert _files(Path("some/body")) == [tmp_path / "b.safetensors"]
+    assert asked == ["some/body"]
 
 
 # -------------------------------------------------------------------------------------------------------- selection
