@@ -194,6 +194,11 @@ class Cluster:
         """GPUs of the cluster."""
         return self.resources().get("GPU", 0)
 
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether an engine sits on a GPU with others."""
+        return self.config.generators.gpus_each < 1 and self.gpus() > 0
+
     def nodes(self) -> list[float]:
         """GPUs of each node of the cluster."""
         self._connect()
@@ -360,7 +365,11 @@ class GeneratorPool:
         self._model = model  # whose weights the engines hold between stages
         self._replacing = asyncio.Lock()
         self._loads = itertools.count(-1, -1)  # versions of checkpoints between stages, apart from the policy's own
-        self.actors = [cluster.generator(model, self._settings, seat) for seat in cluster.placement.engines]
+        self.actors: list[Any] = []
+        for seat in cluster.placement.engines:
+            self.actors.append(cluster.generator(model, self._settings, seat))
+            if cluster.shares_gpus:  # vLLM counts memory that a neighbour takes during its start as its own
+                run(self.ready())
         self.newest = dict.fromkeys(range(len(self.actors)), _given(model, 0))  # what one in an engine's place loads
         run(self.ready())
 

@@ -136,6 +136,8 @@ def _checks(config: Config, model: str, folder: Path, load: Load) -> Iterator[Fi
             say("the checks that need an engine are left out")
             return
         engine = cluster.generator(model, engine_settings(config), cluster.placement.engines[0])
+        if cluster.shares_gpus:
+            run(answer(engine.ready.remote(), config.generators.start_timeout, "a vLLM engine to start"))
         alone = config.model_copy(update={"trainer": config.trainer.model_copy(update={"ranks": 1})})
         trainer = cluster.actor(ExaminedTrainer, model, model, alone, seat=cluster.placement.trainer[0])
         bench = Bench(config, engine, trainer)
