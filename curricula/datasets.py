@@ -69,6 +69,11 @@ class Demonstration:
     file: str = ""
     line: int = 0
 
+    @property
+    def place(self) -> str:
+        """`replies.jsonl:17`."""
+        return f"{self.file}:{self.line}"
+
 
 def load_prompts(
     path: str,
@@ -80,6 +85,7 @@ def load_prompts(
     system: str | None = None,
     what: str = "data.prompts",
     no_images: str = "",
+    lacking: Callable[[Prompt], str] = lambda _: "",
 ) -> list[Prompt]:
     """Verifiable prompts, each content once.
 
@@ -92,13 +98,15 @@ def load_prompts(
         system: a system instruction for rows that have none.
         what: the setting that errors name.
         no_images: why a row with an image is an error; empty: it is none.
+        lacking: what a prompt lacks; empty: nothing.
 
     Raises:
         DataError: one line with file, line and field of the first bad row.
     """
     read = prompt_reader(
-        fields, constants=constants, answer_pattern=answer_pattern, system=system, what=what, no_images=no_images
-    )
+        fields, constants=constants, answer_pattern=answer_pattern, system=system, what=what, no_images=no_images,
+        lacking=lacking,
+    )  # fmt: skip
     prompts: dict[str, Prompt] = {}
     rows = load_rows(path, what, limit)
     for row in rows:
@@ -117,6 +125,7 @@ def prompt_reader(
     system: str | None = None,
     what: str = "data.prompts",
     no_images: str = "",
+    lacking: Callable[[Prompt], str] = lambda _: "",
 ) -> Callable[[Row], Prompt]:
     """What makes a prompt of a row. Arguments as for `load_prompts`, and so are the errors of what is returned."""
     reader = _Reader(what, fields or {}, constants or {}, system)
@@ -125,6 +134,8 @@ def prompt_reader(
         prompt = _prompt(reader, row, answer_pattern)
         if no_images and prompt.images:
             raise reader.error(row, "images", no_images)
+        if lack := lacking(prompt):
+            raise DataError(f"{row.place}: {lack}")
         return prompt
 
     return read

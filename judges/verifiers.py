@@ -111,6 +111,17 @@ VERIFIERS: dict[str, Verifier] = {
     "exact": exact, "choice": choice, "math": math_equal, "code": code, "format": asked_format, "auto": auto,
 }  # fmt: skip
 
+NEEDS = {"math": "answer", "exact": "answer", "choice": "answer", "code": "tests", "format": "format"}
+"""The field that a row must have, by verifier."""
+
+
+def lacking(name: str, prompt: Prompt) -> str:
+    """What a prompt lacks that a verifier needs; empty if nothing, or if the name is none of a built-in one."""
+    has = {"answer": prompt.answer is not None, "tests": bool(prompt.tests), "format": prompt.answer_format is not None}
+    if name == "auto":
+        return "" if has["answer"] or has["tests"] else "neither 'answer' nor 'tests', of which 'auto' needs one"
+    return "" if has.get(NEEDS.get(name, ""), True) else f"no field '{NEEDS[name]}', which '{name}' needs"
+
 
 def _score(prompt: Prompt, found: Extraction, judge: Callable[[str], Verdict]) -> Score:
     try:

@@ -36,7 +36,7 @@ from posttrain.config import Config, resolve_model
 from posttrain.placement import ROLES, Placement, Roles, Seat
 from posttrain.progress import say
 from posttrain.ray_job import TOKEN_HINT, first_line
-from rollouts.errors import EngineError, UserError
+from rollouts.errors import EngineError, LateError, UserError
 from rollouts.generator import EngineSettings, Generator, Request
 from rollouts.types import Rollout
 
@@ -487,12 +487,13 @@ async def answer(reference: Any, limit: float, what: str) -> Any:
     """Awaits an actor's answer.
 
     Raises:
-        EngineError: the actor died, or did not answer within `limit` seconds.
+        EngineError: the actor died.
+        LateError: it did not answer within `limit` seconds.
     """
     try:
         return await asyncio.wait_for(result_of(reference), limit)
     except TimeoutError:
-        raise EngineError(f"waited {limit:.0f} s for {what}") from None
+        raise LateError(f"waited {limit:.0f} s for {what}") from None
     except RayActorError as error:
         raise EngineError(f"an actor died while the run waited for {what}: {error}") from error
 

@@ -11,6 +11,7 @@ from curricula.datasets import Demonstration, iterate_rows, load_demonstrations,
 from curricula.instructions import Instruction, InstructionPools, load_instructions
 from curricula.stream import PromptStream
 from curricula.window import PATIENCE, PromptWindow
+from judges.verifiers import lacking
 from posttrain.config import Config, DataSource, resolve_data
 from rollouts.errors import DataError
 from rollouts.generator import Conversation
@@ -48,6 +49,7 @@ def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say:
         system=source.system,
         what=f"data.{what}",
         no_images=_no_images(config),
+        lacking=_lacking(config),
     )
     if what == "heldout":
         found = [pools.for_evaluation(prompt) for prompt in found]
@@ -115,6 +117,7 @@ def _stream(config: Config, renderer: Renderer, max_tokens: int) -> PromptStream
         answer_pattern=source.answer_pattern,
         system=source.system,
         no_images=_no_images(config),
+        lacking=_lacking(config),
     )
     return PromptStream(
         source.path,
@@ -192,6 +195,19 @@ def conversation(config: Config, prompt: Prompt) -> Conversation | None:
     if config.environment is None:
         return None
     return Conversation(prompt, config.environment, tuple(sys.path))
+
+
+def _lacking(config: Config) -> Callable[[Prompt], str]:
+    """What a prompt lacks for the reward, which would else end a run when it is drawn."""
+    rubric = config.rubric
+
+    def lack(prompt: Prompt) -> str:
+        if rubric is None or (rubric.capabilities is not None and prompt.capability not in rubric.capabilities):
+            return lacking(config.reward, prompt)
+        rewards = [criterion.reward for criterion in rubric.criteria.values() if criterion.reward]
+        return next(filter(None, (lacking(name, prompt) for name in rewards)), "")
+
+    return lack
 
 
 def _no_images(config: Config) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,32 +73,36 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
 
     import datasets
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from trl import DPOConfig, DPOTrainer
 
     from posttrain.adapters import lora_config
+    from posttrain.policy import attention_of
     from posttrain.trl_stage import StageCallback, common_arguments, on_one_device, train
 
     torch.set_num_threads(config.sft.threads)
     datasets.disable_progress_bars()
     rows = datasets.Dataset.from_parquet(str(stored), cache_dir=str(rundir.stage("dpo") / "trainer" / "cache"))
-    tokenizer = AutoTokenizer.from_pretrained(parent)
-    rows = rows.map(_conversation, remove_columns=rows.column_names)
-    rows = _fitting(rows, partial(_tokens_of_chosen, tokenizer=tokenizer), config.dpo.max_length)
-    callback = StageCallback(rundir, "dpo", parent, 1, tokenizer)
+    renderer = Renderer(parent)
+    rows = rows.map(partial(_tokens, renderer=renderer, end=turn_end(renderer.tokenizer)))
+    rows = _fitting(rows.map(_conversation), config.dpo.max_length)
+    callback = StageCallback(rundir, "dpo", parent, 1, renderer.tokenizer)
     arguments: dict[str, Any] = common_arguments(config.dpo, rundir, "dpo", len(rows))
-    load = partial(AutoModelForCausalLM.from_pretrained, parent, dtype=torch.float32, use_safetensors=True)
+    load = partial(
+        AutoModelForCausalLM.from_pretrained, parent, dtype=torch.float32, use_safetensors=True,
+        attn_implementation=attention_of(parent),
+    )  # fmt: skip
     trainer = DPOTrainer(
         model=load(),
         # With an adapter the reference is the model beneath it.
         ref_model=None if config.lora else load(),
         args=on_one_device(DPOConfig(beta=config.dpo.beta, logging_steps=5, save_steps=10**9, **arguments)),
         train_dataset=rows,
-        processing_class=tokenizer,
+        processing_class=renderer.tokenizer,
         peft_config=lora_config(config.lora) if config.lora else None,
         callbacks=[callback],
     )
-    trainer.train_dataset = trainer.train_dataset.map(partial(_without_end, end=turn_end(tokenizer)))
+    trainer.train_dataset = trainer.train_dataset.map(_as_sampled)
     say(f"dpo: {len(rows)} pairs, {config.dpo.num_train_epochs:g} epochs, from {parent}")
     return train(trainer, callback, checkpoint)
 
@@ -109,36 +113,51 @@ def _conversation(row: dict[str, Any]) -> dict[str, Any]:
         "prompt": json.loads(row["messages"]),
         "chosen": [{"role": "assistant", "content": row["chosen"]}],
         "rejected": [{"role": "assistant", "content": row["rejected"]}],
-        "cut_off": row.get("cut_off", False),  # pairs that an older version mined do not say
     }
 
 
-def _tokens_of_chosen(row: dict[str, Any], tokenizer: Any) -> int:
-    return len(tokenizer.apply_chat_template([*row["prompt"], *row["chosen"]], return_dict=True)["input_ids"])
+def _tokens(row: dict[str, Any], renderer: Renderer, end: Sequence[int]) -> dict[str, Any]:
+    """The tokens of a stored pair: what the policy said stands behind its prompt as it was sampled, whatever a template
+    makes of such words (as of thoughts that were cut off), and has the end of turn behind it unless it was cut off: the
+    policy never sampled an end there, and to reject it would teach the policy not to stop.
+    """
+
+    def said(text: str) -> list[int]:
+        ids: list[int] = renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    cut_off = row.get("cut_off", False)  # pairs that an older version mined do not say
+    return {
+        "sampled": {
+            "prompt_ids": list(renderer.prompt_tokens(json.loads(row["messages"]))),
+            "chosen_ids": [*said(row["chosen"]), *end],
+            "rejected_ids": [*said(row["rejected"]), *(() if cut_off else end)],
+        }
+    }
 
 
-def _fitting(rows: Any, tokens: Callable[[dict[str, Any]], int], max_length: int) -> Any:
+def _as_sampled(row: dict[str, Any]) -> dict[str, Any]:
+    """A pair that TRL tokenized by the template, with our tokens in the place of its own."""
+    return dict(row["sampled"])
+
+
+def _fitting(rows: Any, max_length: int) -> Any:
     """The pairs whose better side is taken as a whole: TRL cuts the end off a longer one, and the end of turn with it,
     so that only the worse side would show how to stop, as what is to be avoided.
 
     Raises:
         DataError: none is left.
     """
-    found = rows.filter(lambda row: tokens(row) <= max_length)
+
+    def fits(row: dict[str, Any]) -> bool:
+        return len(row["sampled"]["prompt_ids"]) + len(row["sampled"]["chosen_ids"]) <= max_length
+
+    found = rows.filter(fits)
     if len(found) < len(rows):
         say(f"dpo: {len(rows) - len(found)} of {len(rows)} pairs left out: longer than dpo.max_length={max_length}")
     if not len(found):
         raise DataError(f"every pair is longer than dpo.max_length={max_length} tokens; raise it")
     return found
-
-
-def _without_end(row: dict[str, Any], end: Sequence[int]) -> dict[str, Any]:
-    """A pair as TRL tokenized it, without the end of turn that the template puts behind a completion that was cut off.
-
-    The policy never sampled it there, and to reject it would teach the policy not to stop.
-    """
-    ids = row["rejected_ids"]
-    return {"rejected_ids": ids[: -len(end)] if row["cut_off"] and end and ids[-len(end) :] == end else ids}
 
 
 def _mine(config: Config, rundir: RunDir, model: str) -> list[PreferencePair]:

@@ -38,7 +38,7 @@ from posttrain.rundir import MANIFEST, RunDir, check_model, identity, write_json
 from posttrain.sft import train_sft
 from posttrain.templates import read_template
 from rollouts.dotted import load_dotted
-from rollouts.errors import ConfigError
+from rollouts.errors import ConfigError, DataError
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt
 
@@ -118,8 +118,12 @@ def _check(config: Config) -> list[Prompt]:
         read_scan(config.rl.start_from_scan)
     if config.rubric is not None and config.rubric.model is not None:
         check_model(resolve_model(config.rubric.model))
-    data.demonstrations(config)
     renderer = Renderer(base)
+    for row in data.demonstrations(config):
+        try:
+            renderer.text(row.messages)
+        except DataError as error:
+            raise DataError(f"{row.place}: {error}") from None
     for what, max_tokens in (("prompts", config.rl.sampling.max_tokens), ("heldout", config.eval.max_tokens)):
         found = data.prompts(config, what, renderer, max_tokens, lambda _: None)
         if what == "prompts":

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig
 
 from posttrain.batch import TrainBatch
 from rollouts.errors import ConfigError
@@ -40,6 +41,13 @@ def scale_and_cap(config: Any) -> tuple[float, float | None]:
     if unknown:
         raise ConfigError(f"model: {config.model_type} makes its logits by {unknown[0]}, which is not known here")
     return (getattr(config, "logit_scale", None) or 1.0) / scaling, getattr(config, "final_logit_softcapping", None)
+
+
+def attention_of(model: str) -> str | None:
+    """The attention of transformers that a model directory needs, where it is not the usual one: all others leave out
+    the soft cap of Gemma 2's.
+    """
+    return "eager" if getattr(AutoConfig.from_pretrained(model), "attn_logit_softcapping", None) else None
 
 
 class Policy(torch.nn.Module):
@@ -74,12 +82,18 @@ class Policy(torch.nn.Module):
         """The model of transformers itself."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
+    @property
+    def _layers(self) -> Any:
+        """The model without its output head; Llama 4's says that it is found under a name that it is not."""
+        found = self.causal.base_model
+        return self.causal.model if found is self.causal else found
+
     def forward(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of the loss tokens, [N] each; the entropy has no gradient.
 
         Only the positions before a sampled token go through the output head.
         """
-        hidden_BTD = self.causal.base_model(
+        hidden_BTD = self._layers(
             input_ids=batch.token_ids,
             position_ids=batch.positions,
             attention_mask=batch.attention_mask(),

@@ -1,7 +1,7 @@
 """`posttrain sft`: light supervised fine-tuning on the demonstrations that pruning kept, with TRL's `SFTTrainer`.
 
-Light on purpose: what is trained too heavily here, RL can no longer explore away from. The loss is on the
-assistant's tokens only, marked by `{% generation %}` in the chat template.
+Light on purpose: what is trained too heavily here, RL can no longer explore away from. The loss is on what the
+assistant says (`Renderer.labelled`), whether or not the chat template marks it.
 """
 
 from __future__ import annotations
@@ -10,22 +10,34 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
+from pyarrow.parquet import ParquetWriter
+
+from curricula.datasets import Demonstration
 from posttrain import data
 from posttrain.config import Config, resolve_model
-from posttrain.progress import say
+from posttrain.progress import bar, say
 from posttrain.rundir import RunDir, write_json
 from rollouts.errors import CheckpointError, DataError
 from rollouts.recorder import read_shards
+from rollouts.renderer import IGNORED, Renderer
+from rollouts.types import Message
 
 EVALUATED = 256
 """Demonstrations on which entropy and loss are measured before and after."""
 
+ROWS_AT_A_TIME = 1000
+_COLUMNS = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())})
 
-def training_rows(config: Config, rundir: RunDir) -> list[list[dict[str, str]]]:
-    """The conversations to train on: what `prune` kept, or every demonstration where pruning is off.
+Conversation = tuple[str, Sequence[Message]]
+"""Where it is from, `replies.jsonl:17`, and its turns."""
+
+
+def training_rows(config: Config, rundir: RunDir, rows: Sequence[Demonstration]) -> list[Conversation]:
+    """The conversations to train on: what `prune` kept of all demonstrations, or all where pruning is off.
 
     Raises:
         CheckpointError: pruning is on and has not been run in this run directory.
@@ -33,23 +45,60 @@ def training_rows(config: Config, rundir: RunDir) -> list[list[dict[str, str]]]:
     """
     kept = rundir.stage("sft") / "kept.parquet"
     if not config.prune.enabled:
-        rows = [list(row.messages) for row in data.demonstrations(config)]
+        found: list[Conversation] = [(row.place, row.messages) for row in rows]
     elif kept.is_file():
-        rows = [json.loads(row["messages"]) for row in read_shards([kept])]
+        places = {row.row_id: row.place for row in rows}
+        found = [(places.get(row["row_id"], str(kept)), json.loads(row["messages"])) for row in read_shards([kept])]
     else:
         raise CheckpointError(
             f"{kept}: missing; run `posttrain prune` into this run directory first, or set prune.enabled=false"
         )
-    if not rows:
+    if not found:
         raise DataError(f"{kept}: no demonstration to train on; raise prune.keep_ratio")
-    return rows
+    return found
 
 
-def evaluation_rows(config: Config) -> list[list[dict[str, str]]]:
+def evaluation_rows(rows: Sequence[Demonstration]) -> list[Conversation]:
     """Demonstrations, kept or not, the same ones whatever was kept: what arms of an experiment can be compared on."""
-    rows = data.demonstrations(config)
     chosen = random.Random(0).sample(rows, min(EVALUATED, len(rows)))
-    return [list(row.messages) for row in chosen]
+    return [(row.place, row.messages) for row in chosen]
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """What a file of tokens holds: conversations, tokens, and those that the loss is on."""
+
+    path: Path
+    rows: int = 0
+    tokens: int = 0
+    assistant_tokens: int = 0
+
+
+def tokenize(rows: Sequence[Conversation], renderer: Renderer, max_length: int, path: Path) -> Tokenized:
+    """Writes the tokens of conversations to a Parquet file, but for those of more than `max_length`: the end of the
+    answer would be missing, and with it how to end one.
+
+    Raises:
+        DataError: the chat template refuses a conversation, whose place is named.
+    """
+    count = tokens = assistant = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ParquetWriter(path, _COLUMNS) as writer, bar("sft: tokens", len(rows), "row") as progress:
+        for start in range(0, len(rows), ROWS_AT_A_TIME):
+            part = []
+            for place, messages in rows[start : start + ROWS_AT_A_TIME]:
+                try:
+                    ids, labels = renderer.labelled(messages)
+                except DataError as error:
+                    raise DataError(f"{place}: {error}") from None
+                if len(ids) <= max_length:
+                    part.append({"input_ids": ids, "labels": labels})
+                    tokens += len(ids)
+                    assistant += sum(label != IGNORED for label in labels)
+                progress.advance()
+            count += len(part)
+            writer.write_table(pa.Table.from_pylist(part, _COLUMNS))
+    return Tokenized(path, count, tokens, assistant)
 
 
 def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
@@ -65,54 +114,59 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
         Stopped: by the user; a checkpoint was written.
     """
     parent, checkpoint = rundir.begin("sft", resolve_model(config.model), resume)
-    rows = training_rows(config, rundir)
+    demonstrations = data.demonstrations(config)
+    rows, started = training_rows(config, rundir, demonstrations), time.monotonic()
     rundir.save_config()
+    renderer, folder, longest = Renderer(parent), rundir.stage("sft") / "trainer", config.sft.max_length
+    found = tokenize(rows, renderer, longest, folder / "train.parquet")
+    if not found.rows:
+        raise DataError(f"every demonstration is longer than sft.max_length={longest} tokens; raise it")
+    if found.rows < len(rows):
+        lost = f"{len(rows) - found.rows} of {len(rows)} demonstrations left out"
+        say(f"sft: {lost}: longer than sft.max_length={longest}")
+    evaluation = tokenize(evaluation_rows(demonstrations), renderer, longest, folder / "evaluation.parquet")
 
     import datasets
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
-    from trl.chat_template_utils import get_training_chat_template
 
     from posttrain.adapters import lora_config
+    from posttrain.policy import attention_of
     from posttrain.trl_stage import StageCallback, common_arguments, on_one_device, train
 
+    def read(of: Tokenized) -> datasets.Dataset:
+        return datasets.Dataset.from_parquet(str(of.path), cache_dir=str(folder / "cache"))
+
     torch.set_num_threads(config.sft.threads)
-    tokenizer = AutoTokenizer.from_pretrained(parent)
-    try:
-        training_template = get_training_chat_template(tokenizer)
-    except ValueError:
-        raise DataError(
-            f"{parent}: the chat template does not mark the assistant's words with {{% generation %}}, and TRL has no "
-            "version that does; add the marks, or the loss would be on the user's words as well"
-        ) from None
     datasets.disable_progress_bars()
-    shipped_template = tokenizer.chat_template
-    tokenizer.chat_template = training_template or shipped_template
-    callback, started = StageCallback(rundir, "sft", parent, config.sft.save_total_limit, tokenizer), time.monotonic()
-    arguments: dict[str, Any] = common_arguments(config.sft, rundir, "sft", len(rows))
+    callback = StageCallback(rundir, "sft", parent, config.sft.save_total_limit, renderer.tokenizer)
+    arguments = common_arguments(config.sft, rundir, "sft", found.rows) | {"max_length": None}
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32, use_safetensors=True),
+        model=AutoModelForCausalLM.from_pretrained(
+            parent, dtype=torch.float32, use_safetensors=True, attn_implementation=attention_of(parent)
+        ),
         args=on_one_device(
             SFTConfig(
-                assistant_only_loss=True,
                 logging_steps=config.sft.logging_steps,
                 save_steps=config.sft.save_steps,
                 per_device_eval_batch_size=config.sft.per_device_train_batch_size,
                 **arguments,
             )
         ),
-        train_dataset=datasets.Dataset.from_list([{"messages": row} for row in rows]),
-        eval_dataset=datasets.Dataset.from_list([{"messages": row} for row in evaluation_rows(config)]),
-        processing_class=tokenizer,
+        train_dataset=read(found),
+        eval_dataset=read(evaluation if evaluation.rows else found),
+        processing_class=renderer.tokenizer,
         peft_config=lora_config(config.lora) if config.lora else None,
         callbacks=[callback],
     )
-    say(f"sft: {len(rows)} demonstrations, {config.sft.num_train_epochs:g} epochs, from {parent}")
+    say(f"sft: {found.rows} demonstrations, {config.sft.num_train_epochs:g} epochs, from {parent}")
     newest = train(trainer, callback, checkpoint)
     summary = {
-        **_size(trainer.train_dataset, config.sft.num_train_epochs),
-        "share_kept": len(rows) / len(data.demonstrations(config)),
+        "demonstrations": found.rows,
+        "tokens": round(found.tokens * config.sft.num_train_epochs),
+        "assistant_tokens": round(found.assistant_tokens * config.sft.num_train_epochs),
+        "share_kept": len(rows) / len(demonstrations),
         "steps": trainer.state.global_step,
         "seconds": round(time.monotonic() - started, 1),
         **_before_and_after(callback.evaluations),
@@ -124,15 +178,6 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
         f"{summary['entropy'][1]:.3f} after"
     )
     return newest
-
-
-def _size(dataset: Any, epochs: float) -> dict[str, int]:
-    """What was trained on: demonstrations, tokens, and those that the loss is on."""
-    return {
-        "demonstrations": len(dataset),
-        "tokens": round(sum(map(len, dataset["input_ids"])) * epochs),
-        "assistant_tokens": round(sum(label != -100 for labels in dataset["labels"] for label in labels) * epochs),
-    }
 
 
 def _before_and_after(evaluations: Sequence[dict[str, float]]) -> dict[str, list[float]]:

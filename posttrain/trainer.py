@@ -25,7 +25,7 @@ from posttrain.config import Config, RLConfig
 from posttrain.losses.corrections import CORRECTIONS
 from posttrain.losses.kl import KL_ESTIMATORS, k3
 from posttrain.losses.policy import LOSSES, Tokens
-from posttrain.policy import Policy, scale_and_cap
+from posttrain.policy import Policy, attention_of, scale_and_cap
 from posttrain.ranks import Ranks, is_sharded, whole, whole_state
 from posttrain.sender import Sender, Sent
 from posttrain.step_metrics import StepMetrics
@@ -35,15 +35,28 @@ from rollouts.errors import ConfigError
 from rollouts.types import RolloutGroup
 
 
+def schedule_name(setting: str) -> str:
+    """The name of a schedule in transformers, whose `constant` would leave out the warm-up."""
+    return "constant_with_warmup" if setting == "constant" else setting
+
+
 def check_model(model: str, config: RLConfig) -> None:
     """Raises ConfigError if the settings do not suit the model, a Hugging Face model directory."""
     text = AutoConfig.from_pretrained(model).get_text_config()
     scale_and_cap(text)
+    if text.model_type in UNSENT:
+        raise ConfigError(
+            f"model: RL cannot send the weights of {text.model_type}: transformers has its experts under other names "
+            "than a checkpoint, and vLLM does not know them"
+        )
     narrow = set(getattr(text, "layer_types", None) or []) - {"full_attention"}
     if config.share_prompts and (narrow or getattr(text, "sliding_window", None)):
         kinds = ", ".join(sorted(narrow)) or "sliding_window"
         raise ConfigError(f"rl.share_prompts: {model} has layers of {kinds}, which it does not suit; set it to false")
 
+
+UNSENT = ("mixtral", "deepseek_v2", "deepseek_v3")
+"""Models whose weights vLLM does not find under the names that transformers has for them in memory."""
 
 SUMS = ("loss", "entropy", "kl", "clipped", "corrected", "padded")
 """What is added up over a train step."""
@@ -96,7 +109,7 @@ class PolicyTrainer:
             fused=self.device.type == "cuda",
         )
         self.scheduler = get_scheduler(
-            self.config.lr_scheduler_type, self.optimizer, num_warmup_steps=self.config.warmup_steps,
+            schedule_name(self.config.lr_scheduler_type), self.optimizer, num_warmup_steps=self.config.warmup_steps,
             num_training_steps=self.config.steps,
         )  # fmt: skip
         self.busy_seconds = 0.0
@@ -107,8 +120,9 @@ class PolicyTrainer:
     def _load(self, model: str, beneath: str, training: bool) -> tuple[Policy, torch.nn.Module]:
         """A model, bare and as the ranks share it; an adapter is put on the model beneath it."""
         adapted = training and self._lora is not None
+        path = beneath if adapted else model
         loaded = AutoModelForCausalLM.from_pretrained(
-            beneath if adapted else model, dtype=torch.float32, use_safetensors=True
+            path, dtype=torch.float32, use_safetensors=True, attn_implementation=attention_of(path)
         )
         loaded = loaded.to(self.device).train(training).requires_grad_(training)
         if training and self._lora is not None:

@@ -15,6 +15,7 @@ from posttrain.interrupt import Stopped, on_interrupt
 from posttrain.metrics import MetricsLog
 from posttrain.progress import bar, say
 from posttrain.rundir import Manifest, RunDir
+from posttrain.trainer import schedule_name
 
 
 def common_arguments(config: SFTConfig | DPOConfig, rundir: RunDir, stage: str, rows: int) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def common_arguments(config: SFTConfig | DPOConfig, rundir: RunDir, stage: str, 
     return {
         "output_dir": str(rundir.stage(stage) / "trainer"),
         "learning_rate": config.learning_rate,
-        "lr_scheduler_type": config.lr_scheduler_type,
+        "lr_scheduler_type": schedule_name(config.lr_scheduler_type),
         "warmup_steps": round(config.warmup_ratio * steps),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,

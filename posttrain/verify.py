@@ -20,15 +20,13 @@ from rich.text import Text
 
 from curricula.datasets import prompt_reader
 from curricula.rows import Row, load_rows
-from judges.verifiers import VERIFIERS, limit_programs
+from judges.verifiers import VERIFIERS, lacking, limit_programs
 from posttrain.config import SandboxConfig
 from posttrain.progress import bar, console
 from rollouts.dotted import nearest
 from rollouts.errors import DataError, JudgeError, UserError
 from rollouts.types import Prompt
 
-NEEDS = {"math": "answer", "exact": "answer", "choice": "answer", "code": "tests", "format": "format", "auto": None}
-"""The field that a row must have beside its completion; `auto` takes tests or an answer."""
 SHOWN = 8
 
 
@@ -86,11 +84,8 @@ def _read(row: Row, kind: str, read: Callable[[Row], Prompt]) -> tuple[Prompt, s
         raise DataError(f"{row.place}: {problem} (fields there: {there}); it is the text to be judged")
     others = {name: value for name, value in row.values.items() if name not in ("completion", "prompt", "messages")}
     prompt = read(Row({"prompt": "-", **others}, row.file, row.line))  # what was asked does not matter
-    need = NEEDS[kind]
-    if need is not None and others.get(need) is None:
-        raise DataError(f"{row.place}: no field '{need}' (fields there: {', '.join(row.values)}), which '{kind}' needs")
-    if need is None and not prompt.tests and prompt.answer is None:
-        raise DataError(f"{row.place}: neither 'answer' nor 'tests' (fields there: {', '.join(row.values)})")
+    if lack := lacking(kind, prompt):
+        raise DataError(f"{row.place}: {lack} (fields there: {', '.join(row.values)})")
     return prompt, completion
 
 

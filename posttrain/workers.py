@@ -30,7 +30,7 @@ from posttrain.trainer_ranks import TrainerRanks
 from posttrain.transport import TRANSPORTS, choose
 from posttrain.under_way import UnderWay
 from posttrain.verifier import Verifier
-from rollouts.errors import EngineError, JudgeError, NonFiniteError
+from rollouts.errors import EngineError, JudgeError, LateError, NonFiniteError
 from rollouts.generator import Request
 from rollouts.recorder import write_shard
 from rollouts.renderer import Renderer
@@ -286,7 +286,6 @@ class RayWorkers:
 
         `sent` is given the request's first rollout once an engine has it that can tell how far it is.
         """
-        timeout = self.config.generators.request_timeout
         for attempt in range(GENERATE_TRIES):
             seat = self._balancer.take(capability, len(request.prompt_token_ids), request.n, engine)
             index, tokens = seat.engine, None
@@ -295,8 +294,7 @@ class RayWorkers:
                 count, rollouts = actor.generate_counted.options(num_returns=2).remote(request)
                 if sent is not None and request.draw_id is not None:  # of a conversation engines tell nothing
                     sent.add(request.first)
-                what = "an engine to generate (generators.request_timeout)"
-                tokens = await answer(count, timeout, what)  # small; the rollouts stay where they are
+                tokens = await self._counted(count, actor, request)  # small; the rollouts stay where they are
                 return rollouts
             except EngineError as error:
                 if request.conversation is not None and await self._lives(actor):
@@ -305,6 +303,22 @@ class RayWorkers:
             finally:
                 self._balancer.give_back(seat, tokens)
         raise AssertionError("unreachable")
+
+    async def _counted(self, count: Any, actor: Any, request: Request) -> int:
+        """Tokens of a request, once it is done. An engine that is late but lives is at work on many long answers, and
+        waited for: ended, it would begin all of them anew, and long ones would be the rarer for it.
+
+        Raises:
+            EngineError: the engine is dead or hangs; or a conversation is late, whose environment may hang.
+        """
+        while True:
+            try:
+                what = "an engine to generate (generators.request_timeout)"
+                found: int = await answer(count, self.config.generators.request_timeout, what)
+                return found
+            except LateError:
+                if request.conversation is not None or not await self._lives(actor):
+                    raise
 
     async def _lives(self, actor: Any) -> bool:
         """Whether an engine answers, soon."""

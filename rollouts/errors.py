@@ -38,5 +38,9 @@ class EngineError(RuntimeError):
     """A generator or trainer died or did not answer within its limit."""
 
 
+class LateError(EngineError):
+    """It did not answer within its limit, and may live."""
+
+
 class NonFiniteError(EngineError):
     """A train step's loss or gradient is not finite; the message is one line that names the file of its batch."""

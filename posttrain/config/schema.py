@@ -187,7 +187,8 @@ class GeneratorsConfig(Section):
     start_timeout: float = Field(default=300.0, gt=0)
     """Seconds until an engine that does not start is an error."""
     request_timeout: float = Field(default=600.0, gt=0)
-    """Seconds until an engine that does not answer counts as dead: its draws are re-issued, it is restarted."""
+    """Seconds after which an engine that has not answered is asked whether it lives. One that does is waited for, up to
+    `rl.step_timeout`; another counts as dead: its draws are re-issued, it is restarted."""
 
     @property
     def gpus_each(self) -> float:
@@ -424,7 +425,7 @@ class SFTConfig(Section):
     gradient_accumulation_steps: int = Field(default=8, ge=1)
     """Forward passes per optimizer step."""
     max_length: int = Field(default=512, ge=2)
-    """Longest row, in tokens; the end of a longer one is cut off."""
+    """Longest row, in tokens; longer ones are left out, and counted."""
     logging_steps: int = Field(default=10, ge=1)
     """Optimizer steps between two lines of metrics."""
     save_steps: int = Field(default=200, ge=1)

@@ -54,11 +54,13 @@ def clip(tokens: Tokens, low: float, high: float) -> Objective:
 def gspo(tokens: Tokens, low: float, high: float) -> Objective:
     """The same with one ratio for a whole rollout, the geometric mean of its tokens'.
 
-    To be clipped much closer to 1 than single tokens. Meant for `sequence_mean`. Source: GSPO,
-    https://arxiv.org/abs/2507.18071, eq. 5 to 7.
+    To be clipped much closer to 1 than single tokens. Meant for `sequence_mean`. Each token has the gradient of its own
+    probability, so that a correction can weigh it; where all of a rollout weigh alike that makes no difference. Source:
+    GSPO, https://arxiv.org/abs/2507.18071, eq. 5 to 7 and, by tokens, 13 and 14.
     """
-    log_ratios_N = mean_by_rollout(tokens.logprobs - tokens.proximal_logprobs, tokens.rollouts)
-    return _surrogate(log_ratios_N.exp(), tokens.advantages, low, high)
+    mean_N = mean_by_rollout(tokens.logprobs - tokens.proximal_logprobs, tokens.rollouts).detach()
+    own_N = tokens.logprobs - tokens.logprobs.detach()
+    return _surrogate((mean_N + own_N).exp(), tokens.advantages, low, high)
 
 
 def _surrogate(ratios_N: Tensor, advantages_N: Tensor, low: float, high: float) -> Objective:

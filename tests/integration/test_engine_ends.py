@@ -1,5 +1,6 @@
 """Engines that fail or hang in the middle of a request or an update, by made-up ones in real actors."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from posttrain import cluster as cluster_module
+from posttrain import workers as workers_module
 from posttrain.cluster import Cluster, GeneratorPool, run
 from posttrain.config import load_config, resolve_model
 from posttrain.workers import RayWorkers
@@ -34,6 +36,11 @@ def troubled(folder: Path) -> type[Generator]:
 
         def step(self) -> list[Any]:
             self.trouble("step")
+            if (folder / "slow").exists():
+                self.others_may_end.clear()
+                time.sleep(0.2)
+            else:
+                self.others_may_end.set()
             return super().step()
 
         def collective_rpc(self, method: str, **_: Any) -> list[str]:
@@ -63,6 +70,7 @@ def workers(folder: Path) -> Iterator[RayWorkers]:
     settings = ["generators.count=2", "rl.generators=1", "generators.request_timeout=8"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster_module, "Generator", troubled(folder))
+        patch.setattr(workers_module, "ALIVE_SECONDS", 5)
         with Cluster(load_config("tiny", settings)) as cluster:
             found = RayWorkers(cluster, cluster.pool(BASE), Renderer(BASE), BASE, BASE, folder)
             run(found.ready())
@@ -102,6 +110,26 @@ def test_a_request_whose_engine_fails_or_hangs_is_given_to_another(
     assert ask(workers) == {workers._version if engine == 0 else 0}
     assert [new is old for new, old in zip(workers._pool.actors, before, strict=True)] == [engine != 0, engine != 1]
     assert f"engine {engine} died; starting another in its place: {why}" in capsys.readouterr().err
+
+
+def test_an_engine_that_is_late_but_lives_is_waited_for(
+    workers: RayWorkers, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, settings = list(workers._pool.actors), workers.config.generators
+    assert rolled(workers) == {0}  # so that the next one is not the engine's first, which ends by itself
+    changed = {"generators": settings.model_copy(update={"request_timeout": 0.5})}
+    monkeypatch.setattr(workers, "config", workers.config.model_copy(update=changed))
+    (folder / "slow").touch()
+
+    async def work() -> Any:
+        making = asyncio.ensure_future(workers._generate(REQUEST, "math"))
+        await asyncio.sleep(2)  # four time-outs
+        assert not making.done()
+        (folder / "slow").unlink()
+        return await (await making)
+
+    assert versions(run(work())) == {0}
+    assert workers._pool.actors == before
 
 
 def test_a_request_that_every_engine_dies_of_ends_the_run(workers: RayWorkers, folder: Path) -> None:

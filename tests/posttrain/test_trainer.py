@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Llama4ForCausalLM, Llama4TextConfig, MixtralConfig
 
 from posttrain.adapters import whole_model
 from posttrain.config import Config, RLConfig, load_config, resolve_model
@@ -19,6 +19,7 @@ from posttrain.losses.corrections import CORRECTIONS
 from posttrain.step_metrics import StepMetrics
 from posttrain.trainer import PolicyTrainer, check_model
 from rollouts.errors import CheckpointError, ConfigError
+from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, RolloutGroup
 
 BASE = resolve_model("tiny:base")
@@ -214,6 +215,41 @@ def test_a_step_moves_the_policy() -> None:
     _, parameters = plain()
     _, untouched = plain(learning_rate=1e-30)
     assert all((a != b).any() for a, b in zip(parameters, untouched, strict=True))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_a_warm_up_begins_at_zero_whatever_the_schedule(schedule: str) -> None:
+    trainer = PolicyTrainer(BASE, BASE, config_of(lr_scheduler_type=schedule, warmup_steps=4, steps=100))
+    assert [trainer.train_step(*groups()).learning_rate for _ in range(3)] == pytest.approx([0, 2.5e-4, 5e-4])
+
+
+def test_llama_4_and_models_with_their_head_elsewhere(tmp_path: Path) -> None:
+    """Log-probabilities of a small random mixture of experts are those of a plain forward pass."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "intermediate_size_mlp": 64, "num_hidden_layers": 4}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 2}
+    torch.manual_seed(0)
+    model = Llama4ForCausalLM(Llama4TextConfig(vocab_size=512, pad_token_id=0, **sizes))
+    model.save_pretrained(tmp_path)
+    Renderer(BASE).tokenizer.save_pretrained(tmp_path)
+    check_model(str(tmp_path), config_of().rl)
+    with pytest.raises(ConfigError, match="has layers of chunked_attention"):
+        check_model(str(tmp_path), config_of(share_prompts=True).rl)
+    trainer = PolicyTrainer(str(tmp_path), str(tmp_path), config_of())
+    (group, *_) = of = groups()
+    rollout = max(group.rollouts, key=lambda each: len(each.token_ids))
+    tokens = torch.tensor([[*group.prompt_token_ids, *rollout.token_ids]])
+    with torch.no_grad():
+        plain_TV = model.eval()(tokens).logits[0, len(group.prompt_token_ids) - 1 : -1].log_softmax(-1)
+    expected = plain_TV.gather(1, torch.tensor(rollout.token_ids)[:, None])[:, 0][torch.tensor(rollout.loss_mask)]
+    (_, own_N) = trainer.logprobs(replace(group, rollouts=[rollout]))
+    torch.testing.assert_close(own_N, expected, atol=1e-5, rtol=0)
+    assert trainer.train_step(*of).grad_norm > 0
+
+
+def test_models_whose_weights_vllm_would_not_find_are_an_error_beforehand(tmp_path: Path) -> None:
+    MixtralConfig().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"^model: RL cannot send the weights of mixtral: "):
+        check_model(str(tmp_path), RLConfig())
 
 
 def test_logits_that_are_made_in_an_unknown_way_are_an_error_beforehand(tmp_path: Path) -> None:

@@ -89,7 +89,11 @@ def test_format_exact_and_auto(tmp_path: Path) -> None:
     ("kind", "row", "message"),
     [
         ("maths", {"completion": "1", "answer": "1"}, "--kind: no verifier 'maths'; did you mean 'math'?"),
-        ("math", {"completion": "1"}, r"rows.jsonl:2: no field 'answer' \(fields there: completion\), which 'math'"),
+        (
+            "math",
+            {"completion": "1"},
+            r"rows.jsonl:2: no field 'answer', which 'math' needs \(fields there: comp",
+        ),
         ("code", {"completion": "1", "answer": "1"}, "rows.jsonl:2: no field 'tests'"),
         ("auto", {"completion": "1"}, "rows.jsonl:2: neither 'answer' nor 'tests'"),
         ("math", {"answer": "1"}, "rows.jsonl:2: no field 'completion'"),

@@ -4,10 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from trl import chat_template_utils
 
 from posttrain.config import resolve_model
 from rollouts.errors import DataError
-from rollouts.renderer import Renderer
+from rollouts.renderer import IGNORED, Renderer
 from rollouts.types import Prompt
 
 SYSTEM = {"role": "system", "content": "End with 'Answer:'."}
@@ -52,13 +53,44 @@ def test_special_tokens_that_a_text_spells_stay_text(renderer: Renderer) -> None
 
 
 def test_the_loss_covers_the_assistants_words_and_the_end_of_the_turn(renderer: Renderer) -> None:
+    ids, labels = renderer.labelled([SYSTEM, USER, ASSISTANT])
     rendered = renderer.tokenizer.apply_chat_template(
         [SYSTEM, USER, ASSISTANT], return_dict=True, return_assistant_tokens_mask=True
     )
-    learned = [token for token, mask in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True) if mask]
-    assert renderer.tokenizer.decode(learned) == "85<|end|>"
+    assert ids == rendered["input_ids"]
+    assert [label != IGNORED for label in labels] == [mask == 1 for mask in rendered["assistant_masks"]]
+    assert learned(renderer, [SYSTEM, USER, ASSISTANT]) == "85<|end|>"
     prompt = renderer.prompt_tokens([SYSTEM, USER])
-    assert tuple(rendered["input_ids"][: len(prompt)]) == prompt  # what is trained on is what is sampled from
+    assert tuple(ids[: len(prompt)]) == prompt  # what is trained on is what is sampled from
+
+
+def learned(renderer: Renderer, messages: list[dict[str, str]]) -> str:
+    ids, labels = renderer.labelled(messages)
+    assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
+    return str(renderer.tokenizer.decode([label for label in labels if label != IGNORED]))
+
+
+TWO_TURNS = [USER, {"role": "assistant", "content": "<think>7+8</think>85"}, {"role": "user", "content": "and 1?"}]
+TWO_TURNS += [{"role": "assistant", "content": " 86\n"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("llama3_1", "<think>7+8</think>85<|eot_id|>86<|eot_id|>"),
+        ("llama3_2", "<think>7+8</think>85<|eot_id|>86<|eot_id|>"),
+        ("gemma", "<think>7+8</think>85<end_of_turn>\n86<end_of_turn>\n"),
+        ("qwen2_5", "<think>7+8</think>85<|im_end|>\n 86\n<|im_end|>\n"),
+        # These leave out the thoughts of earlier answers, which are never sampled so.
+        ("qwen3", "<think>\n\n</think>\n\n 86\n<|im_end|>\n"),
+        ("deepseek_r1_distill", "85<eos> 86\n<eos>"),
+    ],
+)
+def test_the_loss_is_on_answers_whatever_the_published_template_marks(template: str, expected: str) -> None:
+    renderer = Renderer(resolve_model("tiny:base"))
+    folder = Path(chat_template_utils.__file__).with_name("chat_templates")
+    renderer.tokenizer.chat_template = (folder / f"{template}.jinja").read_text()
+    assert learned(renderer, TWO_TURNS).replace("<｜end▁of▁sentence｜>", "<eos>") == expected
 
 
 def test_prompts_that_are_too_long_are_left_out(renderer: Renderer) -> None:

@@ -78,8 +78,7 @@ def reference(name: str, at: Numbers, low: float, high: float) -> tuple[float, l
             elif name == "gspo":
                 value, clipped[place] = surrogate(geometric, advantage, low, high)
                 total += weight * value
-                for other in places:  # the ratio of a rollout depends on all of its tokens alike
-                    gradient[other] += 0.0 if clipped[place] else weight * value / len(places)
+                gradient[place] += 0.0 if clipped[place] else weight * value  # through its own probability
             else:
                 least, most = (1 - low if name == "cispo" else 0.0), 1 + high
                 capped = min(max(ratio, least), most)
@@ -111,6 +110,20 @@ def test_on_policy_the_gradient_is_the_policy_gradient(name: str) -> None:
     expected = [weight * advantage for weight, advantage in zip(at.weights, at.advantages, strict=True)]
     assert gradient == pytest.approx(expected, rel=1e-9)
     assert not objective.clipped.any()
+
+
+def test_gspo_by_tokens_is_gspo_where_all_tokens_of_a_rollout_weigh_alike() -> None:
+    """By the derivative of the one ratio that all tokens of a rollout have."""
+    at = numbers(5)
+    at.weights = [1 / LENGTHS[rollout] for rollout in at.rollouts]
+    _, gradient, _ = evaluated("gspo", at)
+    logprobs_N, rollouts_N = column(at.logprobs).requires_grad_(), torch.tensor(at.rollouts)
+    ratios_N = mean_by_rollout(logprobs_N - column(at.proximal), rollouts_N).exp()
+    advantages_N = column(at.advantages)
+    values_N = torch.minimum(ratios_N * advantages_N, ratios_N.clamp(1 - LOW, 1 + HIGH) * advantages_N)
+    (values_N * column(at.weights)).sum().backward()
+    assert logprobs_N.grad is not None
+    assert gradient == pytest.approx(logprobs_N.grad.tolist(), rel=1e-9, abs=1e-14)
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
