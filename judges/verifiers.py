@@ -116,11 +116,12 @@ NEEDS = {"math": "answer", "exact": "answer", "choice": "answer", "code": "tests
 
 
 def lacking(name: str, prompt: Prompt) -> str:
-    """What a prompt lacks that a verifier needs; empty if nothing, or if the name is none of a built-in one."""
+    """What a prompt lacks that a verifier needs; empty if nothing, or if the reward is the user's own."""
     has = {"answer": prompt.answer is not None, "tests": bool(prompt.tests), "format": prompt.answer_format is not None}
     if name == "auto":
         return "" if has["answer"] or has["tests"] else "neither 'answer' nor 'tests', of which 'auto' needs one"
-    return "" if has.get(NEEDS.get(name, ""), True) else f"no field '{NEEDS[name]}', which '{name}' needs"
+    need = NEEDS.get(name)
+    return "" if need is None or has[need] else f"no field '{need}', which '{name}' needs"
 
 
 def _score(prompt: Prompt, found: Extraction, judge: Callable[[str], Verdict]) -> Score:

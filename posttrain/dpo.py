@@ -10,8 +10,6 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,6 @@ from posttrain.reward import judged_at_once, scorer_of
 from posttrain.rl_state import shards
 from posttrain.rundir import RunDir
 from posttrain.templates import read_template
-from rollouts.env import turn_end
 from rollouts.errors import DataError
 from rollouts.generator import Request
 from rollouts.recorder import read_shards, write_rows
@@ -68,77 +65,37 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
         raise NothingToRepairError("pairs of several turns are not supported; unset `environment` for this stage")
     stored = rundir.stage("dpo") / "pairs.parquet"
     if checkpoint is None or not stored.is_file():
-        _write(stored, _mine(config, rundir, parent))
+        _write(stored, _mine(config, rundir, parent), Renderer(parent))
     rundir.save_config()
 
     import datasets
     import torch
-    from transformers import AutoModelForCausalLM
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig
 
     from posttrain.adapters import lora_config
-    from posttrain.policy import attention_of
+    from posttrain.pair_trainer import PairTrainer
+    from posttrain.policy import load_model
     from posttrain.trl_stage import StageCallback, common_arguments, on_one_device, train
 
     torch.set_num_threads(config.sft.threads)
     datasets.disable_progress_bars()
     rows = datasets.Dataset.from_parquet(str(stored), cache_dir=str(rundir.stage("dpo") / "trainer" / "cache"))
-    renderer = Renderer(parent)
-    rows = rows.map(partial(_tokens, renderer=renderer, end=turn_end(renderer.tokenizer)))
-    rows = _fitting(rows.map(_conversation), config.dpo.max_length)
-    callback = StageCallback(rundir, "dpo", parent, 1, renderer.tokenizer)
-    arguments: dict[str, Any] = common_arguments(config.dpo, rundir, "dpo", len(rows))
-    load = partial(
-        AutoModelForCausalLM.from_pretrained, parent, dtype=torch.float32, use_safetensors=True,
-        attn_implementation=attention_of(parent),
-    )  # fmt: skip
-    trainer = DPOTrainer(
-        model=load(),
+    rows = _fitting(rows, config.dpo.max_length)
+    tokenizer = Renderer(parent).tokenizer
+    callback = StageCallback(rundir, "dpo", parent, 1, tokenizer)
+    arguments: dict[str, Any] = common_arguments(config.dpo, rundir, "dpo")
+    trainer = PairTrainer(
+        model=load_model(parent),
         # With an adapter the reference is the model beneath it.
-        ref_model=None if config.lora else load(),
+        ref_model=None if config.lora else load_model(parent),
         args=on_one_device(DPOConfig(beta=config.dpo.beta, logging_steps=5, save_steps=10**9, **arguments)),
         train_dataset=rows,
-        processing_class=renderer.tokenizer,
+        processing_class=tokenizer,
         peft_config=lora_config(config.lora) if config.lora else None,
         callbacks=[callback],
     )
-    trainer.train_dataset = trainer.train_dataset.map(_as_sampled)
     say(f"dpo: {len(rows)} pairs, {config.dpo.num_train_epochs:g} epochs, from {parent}")
     return train(trainer, callback, checkpoint)
-
-
-def _conversation(row: dict[str, Any]) -> dict[str, Any]:
-    """A stored pair in TRL's conversational form."""
-    return {
-        "prompt": json.loads(row["messages"]),
-        "chosen": [{"role": "assistant", "content": row["chosen"]}],
-        "rejected": [{"role": "assistant", "content": row["rejected"]}],
-    }
-
-
-def _tokens(row: dict[str, Any], renderer: Renderer, end: Sequence[int]) -> dict[str, Any]:
-    """The tokens of a stored pair: what the policy said stands behind its prompt as it was sampled, whatever a template
-    makes of such words (as of thoughts that were cut off), and has the end of turn behind it unless it was cut off: the
-    policy never sampled an end there, and to reject it would teach the policy not to stop.
-    """
-
-    def said(text: str) -> list[int]:
-        ids: list[int] = renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    cut_off = row.get("cut_off", False)  # pairs that an older version mined do not say
-    return {
-        "sampled": {
-            "prompt_ids": list(renderer.prompt_tokens(json.loads(row["messages"]))),
-            "chosen_ids": [*said(row["chosen"]), *end],
-            "rejected_ids": [*said(row["rejected"]), *(() if cut_off else end)],
-        }
-    }
-
-
-def _as_sampled(row: dict[str, Any]) -> dict[str, Any]:
-    """A pair that TRL tokenized by the template, with our tokens in the place of its own."""
-    return dict(row["sampled"])
 
 
 def _fitting(rows: Any, max_length: int) -> Any:
@@ -150,7 +107,7 @@ def _fitting(rows: Any, max_length: int) -> Any:
     """
 
     def fits(row: dict[str, Any]) -> bool:
-        return len(row["sampled"]["prompt_ids"]) + len(row["sampled"]["chosen_ids"]) <= max_length
+        return len(row["prompt_ids"]) + len(row["chosen_ids"]) <= max_length
 
     found = rows.filter(fits)
     if len(found) < len(rows):
@@ -263,14 +220,16 @@ async def _fresh(
     return [Sampled(chosen[index], rollout) for index in judged for rollout in completions[index]]
 
 
-def _write(path: Path, pairs: list[PreferencePair]) -> None:
+def _write(path: Path, pairs: list[PreferencePair], renderer: Renderer) -> None:
     rows = [
         {
             "messages": json.dumps(list(pair.prompt.messages), ensure_ascii=False),
             "chosen": pair.chosen,
             "rejected": pair.rejected,
             "reason": pair.reason,
-            "cut_off": pair.cut_off,
+            "prompt_ids": list(renderer.prompt_tokens(pair.prompt.messages)),
+            "chosen_ids": pair.chosen_ids,
+            "rejected_ids": pair.rejected_ids,
             "prompt_id": pair.prompt.prompt_id,
             "chosen_draw_id": pair.draw_ids[0],
             "rejected_draw_id": pair.draw_ids[1],

@@ -26,15 +26,23 @@ FRESH = -1
 class PreferencePair:
     """Two completions of one prompt and why one is preferred.
 
-    Example: `PreferencePair(prompt, "<ans>85</ans>", "85", "format", (17, 17))`
+    Example: `PreferencePair(prompt, "<ans>85</ans>", "85", [27, 8, 5, 28, 3], [8, 5, 3], "format", (17, 17))`
     """
 
     prompt: Prompt
     chosen: str
     rejected: str
+    chosen_ids: list[int]  # as sampled: without an end of turn where it ran into the token limit
+    rejected_ids: list[int]
     reason: str
     draw_ids: tuple[int, int]  # of the draws that chosen and rejected came from
-    cut_off: bool = False  # rejected ran into the token limit, so that it has no end
+
+    @classmethod
+    def of(cls, chosen: Sampled, rejected: Sampled, reason: str) -> PreferencePair:
+        """Of two completions of one prompt."""
+        one, other = chosen.rollout, rejected.rollout
+        draws = (chosen.draw_id, rejected.draw_id)
+        return cls(rejected.prompt, one.text, other.text, one.token_ids, other.token_ids, reason, draws)
 
 
 @dataclass(frozen=True)
@@ -92,9 +100,7 @@ def _mine_prompt(
     def add(chosen: Sampled, rejected: Sampled, reason: str) -> None:
         text = rejected.rollout.text
         if text not in seen and len(found.get(reason, ())) < per_kind and reason in found:
-            draws = (chosen.draw_id, rejected.draw_id)
-            cut_off = rejected.rollout.truncated
-            found[reason].append(PreferencePair(rejected.prompt, chosen.rollout.text, text, reason, draws, cut_off))
+            found[reason].append(PreferencePair.of(chosen, rejected, reason))
         seen.setdefault(text, reason)
 
     for sample, kind in zip(samples, kinds, strict=True):
@@ -141,6 +147,5 @@ async def preferred(samples: Iterable[Sampled], compare: Compare, most: int, see
     for (one, other), better in zip(asked, said, strict=True):
         if better in ("first", "second"):
             chosen, rejected = (one, other) if better == "first" else (other, one)
-            draws = (chosen.draw_id, rejected.draw_id)
-            pairs.append(PreferencePair(one.prompt, chosen.rollout.text, rejected.rollout.text, PREFERRED, draws))
+            pairs.append(PreferencePair.of(chosen, rejected, PREFERRED))
     return pairs

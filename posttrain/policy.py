@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from posttrain.batch import TrainBatch
 from rollouts.errors import ConfigError
@@ -43,11 +43,14 @@ def scale_and_cap(config: Any) -> tuple[float, float | None]:
     return (getattr(config, "logit_scale", None) or 1.0) / scaling, getattr(config, "final_logit_softcapping", None)
 
 
-def attention_of(model: str) -> str | None:
-    """The attention of transformers that a model directory needs, where it is not the usual one: all others leave out
-    the soft cap of Gemma 2's.
-    """
-    return "eager" if getattr(AutoConfig.from_pretrained(model), "attn_logit_softcapping", None) else None
+def load_model(path: str) -> Any:
+    """A causal language model of transformers in float32, as every stage trains it."""
+    capped = getattr(AutoConfig.from_pretrained(path), "attn_logit_softcapping", None)
+    # The usual attention leaves out the soft cap of Gemma 2's.
+    attention = "eager" if capped else None
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
+    )
 
 
 class Policy(torch.nn.Module):
@@ -84,7 +87,7 @@ class Policy(torch.nn.Module):
 
     @property
     def _layers(self) -> Any:
-        """The model without its output head; Llama 4's says that it is found under a name that it is not."""
+        """The model without its output head. Llama 4's `base_model` is the whole: it names a missing attribute."""
         found = self.causal.base_model
         return self.causal.model if found is self.causal else found
 

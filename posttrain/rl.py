@@ -276,27 +276,30 @@ class Controller:
 
     def _gate(self, draw: Draw, result: Judged | JudgeError) -> None:
         """Observes a group's outcomes and admits or rejects it. A judge's failure is not an outcome."""
-        judged = None if isinstance(result, JudgeError) else result
-        reason = "judge" if judged is None else self._rejection(judged)
-        self.sampler.observe(draw.row, judged.outcomes if judged else None, draw.version)
-        if judged is not None:
-            self.totals.judged(judged.outcomes)
-        if judged is not None and reason is None:
-            self._without_signal[draw.domain] = 0
-            if draw.domain in self.slots.lent:
-                self.slots.restore(draw.domain)
-                say(f"{draw.domain} gives a signal again, and has its share of the batch back")
-            if self.version - judged.oldest_version > self.config.max_staleness:  # its capability's share has shrunk
-                self._reject(draw, "stale", judged)
-                return
-            self.slots.admit(judged)
-            self.ledger.judged(
-                draw.draw_id, "admitted", None, sum(judged.outcomes), len(judged.outcomes), judged.tokens
-            )
+        if isinstance(result, JudgeError):
+            self.sampler.observe(draw.row, None, draw.version)
+            self._refuse(draw, "judge", None, result)
             return
-        self._reject(draw, reason or "", judged)
+        self.sampler.observe(draw.row, result.outcomes, draw.version)
+        self.totals.judged(result.outcomes)
+        if reason := self._rejection(result):
+            self._refuse(draw, reason, result)
+            return
+        self._without_signal[draw.domain] = 0
+        if draw.domain in self.slots.lent:
+            self.slots.restore(draw.domain)
+            say(f"{draw.domain} gives a signal again, and has its share of the batch back")
+        if self.version - result.oldest_version > self.config.max_staleness:  # its capability's share has shrunk
+            self._reject(draw, "stale", result)
+            return
+        self.slots.admit(result)
+        self.ledger.judged(draw.draw_id, "admitted", None, sum(result.outcomes), len(result.outcomes), result.tokens)
+
+    def _refuse(self, draw: Draw, reason: str, judged: Judged | None, error: JudgeError | None = None) -> None:
+        """Rejects a group from which nothing can be learnt; its capability may come to lend its share."""
+        self._reject(draw, reason, judged)
         self._without_signal[draw.domain] += 1
-        self._lend(draw.domain, result if isinstance(result, JudgeError) else None)
+        self._lend(draw.domain, error)
 
     def _rejection(self, judged: Judged) -> str | None:
         if self.config.truncated == "reject" and judged.truncated:

@@ -75,8 +75,8 @@ class Tokenized:
 
 
 def tokenize(rows: Sequence[Conversation], renderer: Renderer, max_length: int, path: Path) -> Tokenized:
-    """Writes the tokens of conversations to a Parquet file, but for those of more than `max_length`: the end of the
-    answer would be missing, and with it how to end one.
+    """Writes the tokens of conversations to a Parquet file. Those of more than `max_length` are left out and not cut: a
+    cut answer never shows how to end.
 
     Raises:
         DataError: the chat template refuses a conversation, whose place is named.
@@ -128,11 +128,10 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
 
     import datasets
     import torch
-    from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
     from posttrain.adapters import lora_config
-    from posttrain.policy import attention_of
+    from posttrain.policy import load_model
     from posttrain.trl_stage import StageCallback, common_arguments, on_one_device, train
 
     def read(of: Tokenized) -> datasets.Dataset:
@@ -141,11 +140,9 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     torch.set_num_threads(config.sft.threads)
     datasets.disable_progress_bars()
     callback = StageCallback(rundir, "sft", parent, config.sft.save_total_limit, renderer.tokenizer)
-    arguments = common_arguments(config.sft, rundir, "sft", found.rows) | {"max_length": None}
+    arguments = common_arguments(config.sft, rundir, "sft") | {"max_length": None}
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(
-            parent, dtype=torch.float32, use_safetensors=True, attn_implementation=attention_of(parent)
-        ),
+        model=load_model(parent),
         args=on_one_device(
             SFTConfig(
                 logging_steps=config.sft.logging_steps,
@@ -181,6 +178,6 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
 
 
 def _before_and_after(evaluations: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    """In nats a token: where entropy falls to nothing, RL has nothing to choose from."""
+    """Entropy and loss in nats a token: where entropy falls to nothing, RL has nothing to choose from."""
     names = {"entropy": "eval_entropy", "loss": "eval_loss", "token_accuracy": "eval_mean_token_accuracy"}
     return {name: [each[key] for each in evaluations] for name, key in names.items()}

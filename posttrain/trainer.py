@@ -17,15 +17,15 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, get_scheduler
+from transformers import AutoConfig, AutoTokenizer, get_scheduler
 
 from posttrain.adapters import is_adapter, with_adapter
 from posttrain.batch import Row, TrainBatch, microbatches, rows_of
-from posttrain.config import Config, RLConfig
+from posttrain.config import SCHEDULES, Config, RLConfig
 from posttrain.losses.corrections import CORRECTIONS
 from posttrain.losses.kl import KL_ESTIMATORS, k3
 from posttrain.losses.policy import LOSSES, Tokens
-from posttrain.policy import Policy, attention_of, scale_and_cap
+from posttrain.policy import Policy, load_model, scale_and_cap
 from posttrain.ranks import Ranks, is_sharded, whole, whole_state
 from posttrain.sender import Sender, Sent
 from posttrain.step_metrics import StepMetrics
@@ -34,17 +34,15 @@ from posttrain.weights import Weights, write_safetensors
 from rollouts.errors import ConfigError
 from rollouts.types import RolloutGroup
 
-
-def schedule_name(setting: str) -> str:
-    """The name of a schedule in transformers, whose `constant` would leave out the warm-up."""
-    return "constant_with_warmup" if setting == "constant" else setting
+UNSENDABLE = ("mixtral", "deepseek_v2", "deepseek_v3")
+"""Models whose weights vLLM does not find under the names that transformers has for them in memory."""
 
 
 def check_model(model: str, config: RLConfig) -> None:
     """Raises ConfigError if the settings do not suit the model, a Hugging Face model directory."""
     text = AutoConfig.from_pretrained(model).get_text_config()
     scale_and_cap(text)
-    if text.model_type in UNSENT:
+    if text.model_type in UNSENDABLE:
         raise ConfigError(
             f"model: RL cannot send the weights of {text.model_type}: transformers has its experts under other names "
             "than a checkpoint, and vLLM does not know them"
@@ -54,9 +52,6 @@ def check_model(model: str, config: RLConfig) -> None:
         kinds = ", ".join(sorted(narrow)) or "sliding_window"
         raise ConfigError(f"rl.share_prompts: {model} has layers of {kinds}, which it does not suit; set it to false")
 
-
-UNSENT = ("mixtral", "deepseek_v2", "deepseek_v3")
-"""Models whose weights vLLM does not find under the names that transformers has for them in memory."""
 
 SUMS = ("loss", "entropy", "kl", "clipped", "corrected", "padded")
 """What is added up over a train step."""
@@ -109,7 +104,7 @@ class PolicyTrainer:
             fused=self.device.type == "cuda",
         )
         self.scheduler = get_scheduler(
-            schedule_name(self.config.lr_scheduler_type), self.optimizer, num_warmup_steps=self.config.warmup_steps,
+            SCHEDULES[self.config.lr_scheduler_type], self.optimizer, num_warmup_steps=self.config.warmup_steps,
             num_training_steps=self.config.steps,
         )  # fmt: skip
         self.busy_seconds = 0.0
@@ -120,10 +115,7 @@ class PolicyTrainer:
     def _load(self, model: str, beneath: str, training: bool) -> tuple[Policy, torch.nn.Module]:
         """A model, bare and as the ranks share it; an adapter is put on the model beneath it."""
         adapted = training and self._lora is not None
-        path = beneath if adapted else model
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, attn_implementation=attention_of(path)
-        )
+        loaded = load_model(beneath if adapted else model)
         loaded = loaded.to(self.device).train(training).requires_grad_(training)
         if training and self._lora is not None:
             loaded = with_adapter(loaded, self._lora, model if is_adapter(model) else None)

@@ -8,27 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.config import DPOConfig, SFTConfig
+from posttrain.config import SCHEDULES, DPOConfig, SFTConfig
 from posttrain.interrupt import Stopped, on_interrupt
 from posttrain.metrics import MetricsLog
 from posttrain.progress import bar, say
 from posttrain.rundir import Manifest, RunDir
-from posttrain.trainer import schedule_name
 
 
-def common_arguments(config: SFTConfig | DPOConfig, rundir: RunDir, stage: str, rows: int) -> dict[str, Any]:
-    """Arguments of TRL's configurations that both stages set alike; `rows` is how many there are to train on."""
-    import torch
-
-    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    steps = math.ceil(rows / batch * config.num_train_epochs)
+def common_arguments(config: SFTConfig | DPOConfig, rundir: RunDir, stage: str) -> dict[str, Any]:
+    """Arguments of TRL's configurations that both stages set alike."""
     return {
         "output_dir": str(rundir.stage(stage) / "trainer"),
         "learning_rate": config.learning_rate,
-        "lr_scheduler_type": schedule_name(config.lr_scheduler_type),
-        "warmup_steps": round(config.warmup_ratio * steps),
+        "lr_scheduler_type": SCHEDULES[config.lr_scheduler_type],
+        "warmup_steps": config.warmup_ratio,  # below 1 it is a share of the steps
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "num_train_epochs": config.num_train_epochs,

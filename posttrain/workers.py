@@ -305,8 +305,8 @@ class RayWorkers:
         raise AssertionError("unreachable")
 
     async def _counted(self, count: Any, actor: Any, request: Request) -> int:
-        """Tokens of a request, once it is done. An engine that is late but lives is at work on many long answers, and
-        waited for: ended, it would begin all of them anew, and long ones would be the rarer for it.
+        """Tokens of a request, once it is done. An engine that is late but lives is waited for: to end it would begin
+        its answers anew, and favour short ones.
 
         Raises:
             EngineError: the engine is dead or hangs; or a conversation is late, whose environment may hang.

@@ -6,6 +6,7 @@ Loads no engine: neither torch, ray nor vllm, so that the command line answers a
 from posttrain.config.load import config_hash, load_config, preset_names, resolve_data, resolve_model
 from posttrain.config.schema import (
     GROUP_RELATIVE,
+    SCHEDULES,
     Config,
     CriterionConfig,
     DataConfig,
@@ -30,6 +31,7 @@ from posttrain.config.schema import (
 
 __all__ = [
     "GROUP_RELATIVE",
+    "SCHEDULES",
     "Config",
     "CriterionConfig",
     "DPOConfig",

@@ -16,6 +16,8 @@ from posttrain.config.algorithms import ALGORITHMS
 from rollouts.types import Sampling
 
 Schedule = Literal["constant", "linear", "cosine"]
+SCHEDULES: dict[str, str] = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+"""Their names in transformers, whose `constant` would leave out the warm-up."""
 PairKind = Literal["format", "run_on", "empty", "repetition", "refusal", "near_miss"]
 GROUP_RELATIVE = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
 """The advantage estimators that compare the rollouts of a group with each other."""

@@ -1,7 +1,6 @@
 """What DPO mines of an RL run."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,17 @@ import datasets
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from trl import DPOConfig, DPOTrainer
-from trl.chat_template_utils import qwen3_chat_template
+from trl import DPOConfig
 
 from curricula.instructions import Instruction, InstructionPools
 from judges.endpoint import Endpoint
 from judges.preference import TEMPLATE
 from posttrain import data
 from posttrain.config import PreferenceConfig, load_config, resolve_model
-from posttrain.dpo import _as_sampled, _asked, _conversation, _fitting, _fresh, _recorded, _tokens
+from posttrain.dpo import _asked, _fitting, _fresh, _recorded, _write
+from posttrain.pair_trainer import PairTrainer
+from posttrain.pairs import PreferencePair
 from posttrain.rundir import RunDir
-from rollouts.env import turn_end
 from rollouts.errors import ConfigError, DataError, JudgeError
 from rollouts.generator import Request
 from rollouts.renderer import Renderer
@@ -65,55 +64,31 @@ def test_a_preference_by_a_template_of_the_users_own(tmp_path: Path) -> None:
         _asked(preference(template="/nowhere.txt"))
 
 
-RENDERER = Renderer(resolve_model("tiny:base"))
+def stored(path: Path, *chosen: list[int]) -> datasets.Dataset:
+    """Pairs as they are written and read: with these tokens on the better side."""
+    pairs = [PreferencePair(PROMPT, "85", "8", ids, [5], "run_on", (1, 2)) for ids in chosen]
+    _write(path / "pairs.parquet", pairs, Renderer(resolve_model("tiny:base")))
+    return datasets.Dataset.from_parquet(str(path / "pairs.parquet"), cache_dir=str(path / "cache"))
 
 
-def tokenized(*rows: dict[str, Any], template: str | None = None) -> list[dict[str, list[int]]]:
+def test_trl_is_given_the_tokens_that_were_sampled_and_no_others(tmp_path: Path) -> None:
     renderer = Renderer(resolve_model("tiny:base"))
-    renderer.tokenizer.chat_template = template or renderer.tokenizer.chat_template
-    end = turn_end(renderer.tokenizer)
-    stored = {"messages": json.dumps(PROMPT.messages), "chosen": "85", "rejected": "84"}
-    return [_tokens({**stored, **row}, renderer, end)["sampled"] for row in rows]
-
-
-def test_what_was_cut_off_is_rejected_without_an_end() -> None:
-    end = RENDERER.tokenizer.convert_tokens_to_ids("<|end|>")
-    words = RENDERER.tokenizer("2 and 3")["input_ids"]
-    rows = [{"rejected": text, "cut_off": cut} for text in ("2 and 3", "") for cut in (True, False)]
-    found = tokenized(*rows)
-    assert [each["rejected_ids"] for each in found] == [words, [*words, end], [], [end]]
-    assert [each["chosen_ids"] for each in found] == [[*RENDERER.tokenizer("85")["input_ids"], end]] * 4
-    assert {tuple(each["prompt_ids"]) for each in found} == {RENDERER.prompt_tokens(PROMPT.messages)}
-    assert tokenized({})[0]["rejected_ids"][-1] == end  # pairs that an older version mined
-
-
-def test_thoughts_that_were_cut_off_are_not_what_a_template_makes_of_them() -> None:
-    (found,) = tokenized({"rejected": "<think>\nlong", "cut_off": True}, template=qwen3_chat_template)
-    assert RENDERER.tokenizer.decode(found["rejected_ids"]) == "<think>\nlong"
-    assert RENDERER.tokenizer.decode(found["chosen_ids"]) == "85<|im_end|>\n"
-
-
-def test_trl_is_given_these_tokens_and_no_others(tmp_path: Path) -> None:
-    row = {"messages": json.dumps(PROMPT.messages), "chosen": "85", "rejected": "8 4", "cut_off": True}
-    rows = datasets.Dataset.from_list([row] * 4).map(_conversation)
-    sampled = {"prompt_ids": [1, 9, 8], "chosen_ids": [7, 6], "rejected_ids": [5]}
-    trainer = DPOTrainer(
+    prompt, pad = list(renderer.prompt_tokens(PROMPT.messages)), renderer.tokenizer.pad_token_id
+    trainer = PairTrainer(
         model=AutoModelForCausalLM.from_pretrained(resolve_model("tiny:base"), dtype=torch.float32),
         args=DPOConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False, max_length=64),
-        train_dataset=rows.map(lambda _: {"sampled": sampled}),
-        processing_class=RENDERER.tokenizer,
+        train_dataset=stored(tmp_path, *[[7, 6]] * 4),
+        processing_class=renderer.tokenizer,
     )
-    trainer.train_dataset = trainer.train_dataset.map(_as_sampled)
     inputs = next(iter(trainer.get_train_dataloader()))
-    pad = RENDERER.tokenizer.pad_token_id
-    assert inputs["input_ids"].tolist() == [[1, 9, 8, 7, 6]] * 4 + [[1, 9, 8, 5, pad]] * 4
-    assert inputs["completion_mask"].tolist() == [[0, 0, 0, 1, 1]] * 4 + [[0, 0, 0, 1, 0]] * 4
+    assert inputs["input_ids"].tolist() == [[*prompt, 7, 6]] * 4 + [[*prompt, 5, pad]] * 4
+    before = [0] * len(prompt)
+    assert inputs["completion_mask"].tolist() == [[*before, 1, 1]] * 4 + [[*before, 1, 0]] * 4
 
 
-def test_pairs_whose_better_side_would_be_cut_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    sampled = tokenized({"chosen": "85"}, {"chosen": "85 " * 50}, {"rejected": "85 " * 50})
-    rows = datasets.Dataset.from_list([{"sampled": each} for each in sampled])
-    longest = len(sampled[1]["prompt_ids"]) + len(sampled[1]["chosen_ids"])
+def test_pairs_whose_better_side_would_be_cut_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = stored(tmp_path, [7, 6], [7] * 50, [7])
+    longest = len(rows[0]["prompt_ids"]) + 50
     assert len(_fitting(rows, longest)) == 3
     assert _fitting(rows, longest - 1)[:] == rows.select([0, 2])[:]
     assert f"dpo: 1 of 3 pairs left out: longer than dpo.max_length={longest - 1}" in capsys.readouterr().err

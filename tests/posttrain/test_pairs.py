@@ -40,9 +40,10 @@ def test_each_kind_is_paired_with_the_likeliest_solved_completion() -> None:
     assert {pair.draw_ids for pair in pairs.values()} == {(2, 4), (2, 5), (2, 6), (2, 7)}
 
 
-def test_a_pair_knows_whether_its_rejected_side_was_cut_off() -> None:
-    endless = sampled("<ans>85", draw=8, finish="length")
-    assert {pair.draw_ids[1]: pair.cut_off for pair in mine([SOLVED, BARE, endless], 10, 10, 0)} == {4: False, 8: True}
+def test_a_pair_has_the_tokens_that_were_sampled() -> None:
+    endless = Sampled(prompt("p"), Rollout([5, 6, 7], [True] * 3, [-1.0] * 3, [], "length", "<ans>85"), 8)
+    (pair,) = mine([SOLVED, endless], 10, 10, 0)
+    assert (pair.chosen_ids, pair.rejected_ids, pair.draw_ids) == ([5], [5, 6, 7], (1, 8))
 
 
 def test_a_wrong_answer_is_never_preferred() -> None:
