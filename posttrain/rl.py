@@ -124,68 +124,6 @@ class Controller:
         self._rejected_before = 0  # up to the step before
         self._stop = asyncio.Event()
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the next batches depend on, beside the draws that are pending; JSON types only."""
-        return {
-            "without_signal": dict(self._without_signal),
-            "lent_since": {capability: self._lent_since[capability] for capability in sorted(self.slots.lent)},
-            "probing": sorted(self.slots.probing),
-            "room": self._room(),
-        }
-
-    def _room(self) -> dict[str, Any]:
-        """The settings that say how many draws may be pending, and how old."""
-        slots, oversample = self.slots, self._oversample
-        room = {"batch": slots.prompts_per_step, "staleness": slots.max_staleness, "oversample": oversample}
-        return {**room, "weights": slots.weights}
-
-    def restore(
-        self,
-        state: Mapping[str, Any],
-        next_draw: int,
-        pending: Sequence[tuple[Draw, Judged | None]],
-        oldest_versions: Mapping[int, int] | None = None,
-    ) -> None:
-        """Goes on from a checkpoint, at the version that the controller was made with.
-
-        Args:
-            state: what `state_dict` gave.
-            next_draw: the id of the next draw.
-            pending: the draws that were neither trained nor rejected, in draw order, each with its group if it was
-                admitted; the others are made now, so that the slow ones do not go missing. What settings that have
-                changed since leave no room or time for is rejected as stale, and so are groups of another size.
-            oldest_versions: of the tokens that there are already of those, by draw id.
-        """
-        self.next_draw = next_draw
-        self._without_signal.update(state["without_signal"])
-        lent = {name: since for name, since in state["lent_since"].items() if name in self.slots.weights}
-        if lent.keys() == self.slots.weights.keys():  # those that they lent to are gone: another try
-            self._without_signal.clear()
-            lent = {}
-        for capability, since in lent.items():
-            self.slots.lend(capability)
-            self._lent_since[capability] = since
-        for capability in set(state["probing"]) & self.slots.lent:
-            self.slots.probe(capability)
-        # Under the same settings all has room, also what was drawn into a share that another has back since.
-        changed = state.get("room") != self._room()
-        for draw, judged in pending:
-            oldest = judged.oldest_version if judged else (oldest_versions or {}).get(draw.draw_id, self.version)
-            known = draw.domain in self.slots.weights
-            whole = judged is None or len(judged.outcomes) == self.config.group_size
-            fits = known and (not changed or self.slots.fits(draw, oldest, self.version, self._oversample))
-            if not (fits and whole):
-                self._reject(draw, "stale", judged)
-                continue
-            self.slots.take(draw)
-            if judged is not None:
-                self.slots.admit(judged)
-            else:
-                self.sampler.hold(draw.row)
-                self._again.append(draw)
-        self._reject_surplus()
-        self._at_new_version()  # a checkpoint is taken before the generators hold it
-
     def stop(self) -> None:
         """Asks the loop to end at the next step boundary."""
         self._stop.set()
@@ -405,3 +343,67 @@ class Controller:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+
+    # ------------------------------------------------------------------------------------------------- resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next batches depend on, beside the draws that are pending; JSON types only."""
+        return {
+            "without_signal": dict(self._without_signal),
+            "lent_since": {capability: self._lent_since[capability] for capability in sorted(self.slots.lent)},
+            "probing": sorted(self.slots.probing),
+            "room": self._room(),
+        }
+
+    def _room(self) -> dict[str, Any]:
+        """The settings that say how many draws may be pending, and how old."""
+        slots, oversample = self.slots, self._oversample
+        room = {"batch": slots.prompts_per_step, "staleness": slots.max_staleness, "oversample": oversample}
+        return {**room, "weights": slots.weights}
+
+    def restore(
+        self,
+        state: Mapping[str, Any],
+        next_draw: int,
+        pending: Sequence[tuple[Draw, Judged | None]],
+        oldest_versions: Mapping[int, int] | None = None,
+    ) -> None:
+        """Goes on from a checkpoint, at the version that the controller was made with.
+
+        Args:
+            state: what `state_dict` gave.
+            next_draw: the id of the next draw.
+            pending: the draws that were neither trained nor rejected, in draw order, each with its group if it was
+                admitted; the others are made now, so that the slow ones do not go missing. What settings that have
+                changed since leave no room or time for is rejected as stale, and so are groups of another size.
+            oldest_versions: of the tokens that there are already of those, by draw id.
+        """
+        self.next_draw = next_draw
+        self._without_signal.update(state["without_signal"])
+        lent = {name: since for name, since in state["lent_since"].items() if name in self.slots.weights}
+        if lent.keys() == self.slots.weights.keys():  # those that they lent to are gone: another try
+            self._without_signal.clear()
+            lent = {}
+        for capability, since in lent.items():
+            self.slots.lend(capability)
+            self._lent_since[capability] = since
+        for capability in set(state["probing"]) & self.slots.lent:
+            self.slots.probe(capability)
+        # Under the same settings all has room, also what was drawn into a share that another has back since.
+        changed = state.get("room") != self._room()
+        for draw, judged in pending:
+            oldest = judged.oldest_version if judged else (oldest_versions or {}).get(draw.draw_id, self.version)
+            known = draw.domain in self.slots.weights
+            whole = judged is None or len(judged.outcomes) == self.config.group_size
+            fits = known and (not changed or self.slots.fits(draw, oldest, self.version, self._oversample))
+            if not (fits and whole):
+                self._reject(draw, "stale", judged)
+                continue
+            self.slots.take(draw)
+            if judged is not None:
+                self.slots.admit(judged)
+            else:
+                self.sampler.hold(draw.row)
+                self._again.append(draw)
+        self._reject_surplus()
+        self._at_new_version()  # a checkpoint is taken before the generators hold it
