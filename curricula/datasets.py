@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import logging
 import re
 from collections import Counter
@@ -327,6 +328,10 @@ def _tests(value: Any) -> tuple[Mapping[str, Any] | str, ...]:
     tests = [value] if isinstance(value, str) else value
     if not isinstance(tests, list) or not any(all(isinstance(test, kind) for test in tests) for kind in (dict, str)):
         raise ValueError(f"expected a text, a list of texts or a list of mappings, found {short(value)}")
+    try:
+        json.dumps(tests)
+    except TypeError as error:  # such as a time or bytes, of Parquet
+        raise ValueError(f"expected what JSON knows: {error}") from None
     return tuple(tests)
 
 

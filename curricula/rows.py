@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from rollouts.dotted import load_dotted
+from rollouts.dotted import describe, load_dotted
 from rollouts.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -95,8 +95,9 @@ def _file_rows(file: Path) -> Iterator[Row]:
 def _jsonl_rows(file: Path) -> Iterator[Row]:
     line = 0
     try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for line, text in enumerate(lines, 1):
+        with file.open("rb") as lines:
+            for line, raw in enumerate(lines, 1):
+                text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
                 if not text.strip():
                     continue
                 values = json.loads(text)
@@ -105,10 +106,14 @@ def _jsonl_rows(file: Path) -> Iterator[Row]:
                 if not isinstance(values, dict):
                     raise DataError(f"{file}:{line}: expected a JSON object on each line, found {short(values)}")
                 yield Row(values, str(file), line)
+    except DataError:
+        raise
     except json.JSONDecodeError as error:
         raise DataError(f"{file}:{line}: not JSON: {error.msg} at column {error.colno}") from None
     except UnicodeDecodeError:
-        raise DataError(f"{file}:{line + 1}: not UTF-8 text") from None
+        raise DataError(f"{file}:{line}: not UTF-8 text") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists within lists
+        raise DataError(f"{file}:{line}: cannot be read: {_first_line(error)}") from None
 
 
 def _check_text(values: Any, place: str) -> None:
@@ -136,7 +141,15 @@ def _function_rows(path: str, what: str) -> Iterator[Row]:
         rows = iter(load_dotted(path, f"{what}.path")())
     except TypeError as error:  # it wants arguments, or gives nothing that can be iterated
         raise DataError(f"{path}: expected a function that takes nothing and gives rows: {error}") from None
-    for line, values in enumerate(rows, 1):
+    line = 0
+    while True:
+        line += 1
+        try:
+            values = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise DataError(f"{path}: failed on row {line}: {describe(error)}") from error
         if not isinstance(values, Mapping):
             raise DataError(f"{path}:{line}: expected a mapping for each row, found {short(values)}")
         yield Row(values, path, line)

@@ -60,13 +60,14 @@ def _truncation(rollout: Rollout, score: Score) -> Score:
 def _call(name: str, reward: Reward, prompt: Prompt, completion: str) -> Score:
     try:
         value = reward(prompt, completion)
+        value = value.item() if hasattr(value, "item") else value  # a number of numpy or torch
+        if isinstance(value, Score) and _finite(value.reward, *value.breakdown.values()):
+            parts = {key: float(part) for key, part in value.breakdown.items()}
+            return Score(float(value.reward), bool(value.outcome), str(value.reason), parts)
     except (UserError, JudgeError):
         raise
     except Exception as error:
         raise JudgeError(f"reward {name} failed on prompt {prompt.prompt_id}: {describe(error)}") from error
-    if isinstance(value, Score) and _finite(value.reward, *value.breakdown.values()):
-        return value
-    value = value.item() if hasattr(value, "item") else value  # a number of numpy or torch
     if isinstance(value, bool):
         return Score(float(value), value)
     if isinstance(value, int | float) and _finite(value):

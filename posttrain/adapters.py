@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from posttrain.config import LoRAConfig
 
 ADAPTER = "adapter_config.json"
+OF = "merged_of.json"
+"""In a merged model: which adapter it is of."""
 
 
 def is_adapter(model: str | Path) -> bool:
@@ -60,8 +62,8 @@ def whole_model(checkpoint: str | Path) -> str:
     directory = Path(checkpoint)
     if not is_adapter(directory):
         return str(checkpoint)
-    merged = merged_path(directory)
-    if merged.is_dir():
+    merged, of = merged_path(directory), _times(directory)
+    if merged.is_dir() and (merged / OF).is_file() and (merged / OF).read_text() == of:
         return str(merged)
     base = json.loads((directory / ADAPTER).read_text())["base_model_name_or_path"]
     if Path(base).is_absolute() and not Path(base).is_dir():
@@ -70,11 +72,20 @@ def whole_model(checkpoint: str | Path) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(whole_model(base), dtype=torch.float32, use_safetensors=True)
     whole = peft.PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
     temporary = merged.with_name(f".{merged.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     whole.save_pretrained(temporary)
-    AutoTokenizer.from_pretrained(directory).save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    (temporary / OF).write_text(of)
+    shutil.rmtree(merged, ignore_errors=True)  # of another adapter that was there
     temporary.rename(merged)
     return str(merged)
+
+
+def _times(directory: Path) -> str:
+    """Tells an adapter's weights from others in the same place."""
+    files = sorted(directory.glob("*.safetensors"))
+    return json.dumps([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])

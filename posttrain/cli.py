@@ -42,6 +42,8 @@ Resume = Annotated[str | None, typer.Option(help="Continue the stage: `auto`, or
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and the plan; start nothing.")]
 
 
+DISK_FULL = ("No space left on device", "database or disk is full")
+"""What errors say that are no OSError: those of safetensors, torch and SQLite."""
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
 
@@ -61,14 +63,15 @@ def main() -> None:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except OSError as error:
-        if error.errno not in NOT_WRITABLE:
-            raise
-        _fail(f"{error.filename or 'a file of the run'}: {error.strerror}", 2)
     except Exception as error:
         if type(error).__name__ == "Stopped":
             how = "the same command" if sys.argv[1:2] == ["run"] else "--resume auto"
             _fail(f"{error}; continue with {how}", 130)
+        cause = getattr(error, "cause", error)  # Ray's copy of an actor's error says nothing of a file
+        if isinstance(cause, OSError) and cause.errno in NOT_WRITABLE:
+            _fail(f"{cause.filename or 'a file of the run'}: {cause.strerror}", 2)
+        if full := next((text for text in DISK_FULL if text in str(cause)), ""):
+            _fail(f"a file of the run: {full}", 2)
         raise
 
 

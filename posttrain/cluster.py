@@ -7,6 +7,7 @@ job; the command line submits that before anything here is reached.)
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import os
 import shutil
@@ -19,7 +20,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import IO, Any, ClassVar, Self
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -36,13 +37,15 @@ from posttrain.config import Config, resolve_model
 from posttrain.placement import ROLES, Placement, Roles, Seat
 from posttrain.progress import say
 from posttrain.ray_job import TOKEN_HINT, first_line
-from rollouts.errors import EngineError, LateError, UserError
+from rollouts.errors import EngineError, HangingError, LateError, UserError
 from rollouts.generator import EngineSettings, Generator, Request
 from rollouts.types import Rollout
 
 GRADER_RESTARTS = 3
 GENERATE_TRIES = 3
 """Engines that a request is given to, each after the one before has died of it or with it."""
+ALIVE_SECONDS = 30.0
+"""That an engine may take to say that it lives."""
 LABEL_TOKENS = 16
 """Room for the label behind a prompt that is graded."""
 
@@ -100,6 +103,7 @@ class Cluster:
         if shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free >= 2**30:
             self._weights = shared
         self._weights_prefix = f"posttrain-{uuid.uuid4().hex[:12]}"
+        self._claim: IO[str] | None = None
 
     @classmethod
     def of(cls, config: Config, roles: Roles) -> AbstractContextManager[Cluster]:
@@ -135,6 +139,10 @@ class Cluster:
         with suppress(RayError):  # a node that does not answer must not hold up the end
             if elsewhere := self._drop(f"{self._weights_prefix}*"):  # `ray.get([])` would start Ray where it is not
                 ray.get(elsewhere, timeout=10)
+        if self._claim is not None:
+            Path(self._claim.name).unlink(missing_ok=True)
+            self._claim.close()
+            self._claim = None
         if self._owned:
             ray.shutdown()
 
@@ -280,8 +288,23 @@ class Cluster:
 
         A file of them all, or a directory of an adapter.
         """
+        self._claim_weights()
         suffix = "" if self.config.lora else ".safetensors"
         return str(self._weights / f"{self._weights_prefix}-v{version}{suffix}")
+
+    def _claim_weights(self) -> None:
+        """Locks a file for as long as this process lives, by which others see whose weights are whose. Deletes those
+        that are no one's any more, since the run was killed: they would fill the host's memory.
+        """
+        if self._claim is not None:
+            return
+        self._claim = (self._weights / f".{self._weights_prefix}.lock").open("w")
+        fcntl.flock(self._claim, fcntl.LOCK_EX)
+        for path in self._weights.glob(".posttrain-*.lock"):
+            with suppress(OSError), path.open() as other:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _delete(self._weights, f"{path.stem.removeprefix('.')}*")
+                path.unlink()
 
     def drop_weights(self, path: str) -> None:
         """Frees weights that no engine will load any more, if they were published here."""
@@ -446,7 +469,10 @@ class GeneratorPool:
             EngineError: engines died of the same requests `GENERATE_TRIES` times.
         """
         engines = range(len(self.actors)) if engines is None else engines
-        timeout = self.config.generators.request_timeout * max(1, len(requests) / 256)
+        timeout = self.config.generators.request_timeout
+        conversing = any(request.conversation is not None for request in requests)
+        if conversing:  # late is then taken for hanging
+            timeout *= max(1, len(requests) / 256)
         costs = [len(each.prompt_token_ids) + each.n * each.sampling.max_tokens / 4 for each in requests]
         places = spread(costs, len(engines))
 
@@ -455,10 +481,13 @@ class GeneratorPool:
             for attempt in range(GENERATE_TRIES):
                 actor = self.actors[index]
                 try:
-                    found: list[list[Rollout]] = await answer(
-                        actor.generate_all.remote(asked), timeout, "an engine to generate"
+                    answers = actor.generate_all.remote(asked)
+                    found: list[list[Rollout]] = await patiently(
+                        answers, actor, timeout, "an engine to generate", conversing
                     )
                     return found
+                except HangingError:
+                    raise
                 except EngineError as error:
                     await self.lost(index, actor, error, attempt)
             raise AssertionError("unreachable")
@@ -496,6 +525,33 @@ async def answer(reference: Any, limit: float, what: str) -> Any:
         raise LateError(f"waited {limit:.0f} s for {what}") from None
     except RayActorError as error:
         raise EngineError(f"an actor died while the run waited for {what}: {error}") from error
+
+
+async def patiently(reference: Any, engine: Any, limit: float, what: str, conversing: bool) -> Any:
+    """Awaits the answer of an engine that is at work. One that is late but lives is waited for: to end it would begin
+    its answers anew, and favour short ones.
+
+    Args:
+        reference: of the answer.
+        engine: the actor.
+        limit: seconds after which it is asked whether it lives.
+        what: is waited for.
+        conversing: whether an environment takes part, which may hang while the engine lives.
+
+    Raises:
+        EngineError: the engine is dead or hangs.
+        HangingError: it lives, and there is an environment.
+    """
+    while True:
+        try:
+            return await answer(reference, limit, what)
+        except LateError as error:
+            try:
+                await answer(engine.alive.remote(), ALIVE_SECONDS, "an engine to say that it lives")
+            except EngineError:
+                raise error from None
+            if conversing:
+                raise HangingError(f"{error}; the engine lives, so it may be the environment that hangs") from error
 
 
 async def result_of(reference: Any) -> Any:

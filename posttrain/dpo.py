@@ -7,6 +7,7 @@ case (the asked format not obeyed, run-on, empty, repetition) and whose chosen s
 from __future__ import annotations
 
 import asyncio
+import glob
 import json
 import random
 from collections import Counter
@@ -79,7 +80,8 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
 
     torch.set_num_threads(config.sft.threads)
     datasets.disable_progress_bars()
-    rows = datasets.Dataset.from_parquet(str(stored), cache_dir=str(rundir.stage("dpo") / "trainer" / "cache"))
+    cache = str(rundir.stage("dpo") / "trainer" / "cache")
+    rows = datasets.Dataset.from_parquet(glob.escape(str(stored)), cache_dir=cache)
     rows = _fitting(rows, config.dpo.max_length)
     tokenizer = Renderer(parent).tokenizer
     callback = StageCallback(rundir, "dpo", parent, 1, tokenizer)
@@ -216,7 +218,8 @@ async def _fresh(
     ]
     say(f"dpo: {config.dpo.samples_per_prompt} fresh samples of each of {len(chosen)} prompts")
     completions = await pool.generate(requests)
-    judged = await asyncio.to_thread(score_completions, scorer, chosen, completions, judged_at_once(config))
+    limits = judged_at_once(config), config.generators.request_timeout
+    judged = await asyncio.to_thread(score_completions, scorer, chosen, completions, *limits)
     return [Sampled(chosen[index], rollout) for index in judged for rollout in completions[index]]
 
 

@@ -6,8 +6,9 @@ import asyncio
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import TimeoutError as NotJudged
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from judges.corner_cases import KINDS, corner_cases
@@ -16,7 +17,7 @@ from posttrain.cluster import GeneratorPool
 from posttrain.config import Config
 from posttrain.progress import say
 from posttrain.reward import judged_at_once
-from rollouts.errors import JudgeError
+from rollouts.errors import JudgeError, UserError
 from rollouts.generator import Request
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, Sampling, Scorer
@@ -131,7 +132,8 @@ async def evaluate(
             for index, prompt in enumerate(prompts)
         ]
         completions = await pool.generate(requests, engines)
-        judged = await asyncio.to_thread(score_completions, scorer, prompts, completions, judged_at_once(config))
+        limits = judged_at_once(config), config.generators.request_timeout
+        judged = await asyncio.to_thread(score_completions, scorer, prompts, completions, *limits)
         advance(n * len(prompts))
         return {index: completions[index] for index in judged}
 
@@ -145,17 +147,29 @@ async def evaluate(
 
 
 def score_completions(
-    scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Sequence[Rollout]], at_once: int = 1
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[Rollout]],
+    at_once: int = 1,
+    limit: float = 600.0,
 ) -> list[int]:
     """Writes reward, its parts, outcome and reason into the completions of each prompt; of `at_once` prompts at a time.
+
+    Args:
+        scorer: gives them.
+        prompts: of the completions.
+        completions: of each prompt; none where they could not be made, because its environment failed.
+        at_once: prompts.
+        limit: seconds that a prompt may take.
 
     Returns:
         The indices of the prompts, without those whose completions could not be judged.
 
     Raises:
         JudgeError: none could.
+        UserError: a prompt took longer.
     """
-    judged, failure = score_each(scorer, prompts, completions, at_once)
+    judged, failure = score_each(scorer, prompts, completions, at_once, limit)
     if failure is not None:
         if not judged:
             raise failure
@@ -164,23 +178,28 @@ def score_completions(
 
 
 def score_each(
-    scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Sequence[Rollout]], at_once: int
+    scorer: Scorer, prompts: Sequence[Prompt], completions: Sequence[Sequence[Rollout]], at_once: int, limit: float
 ) -> tuple[list[int], JudgeError | None]:
     """As `score_completions`, with the last failure to judge in the place of an error."""
     judged, failure = [], None
-    with ThreadPoolExecutor(at_once) as threads:
-        scoring = [threads.submit(scorer, *each) for each in zip(prompts, completions, strict=True)]
-        for index, (rollouts, scores) in enumerate(zip(completions, scoring, strict=True)):
+    threads = ThreadPool(at_once)  # of daemons, unlike an executor's: one that hangs does not keep the process
+    try:
+        scoring = [threads.apply_async(scorer, each) for each in zip(prompts, completions, strict=True)]
+        for index, (prompt, rollouts, scores) in enumerate(zip(prompts, completions, scoring, strict=True)):
             try:
-                for rollout, score in zip(rollouts, scores.result(), strict=True):
+                if not rollouts:
+                    raise JudgeError(f"environment failed on prompt {prompt.prompt_id}")
+                for rollout, score in zip(rollouts, scores.get(limit), strict=True):
                     rollout.reward, rollout.outcome, rollout.reason = score.reward, score.outcome, score.reason
                     rollout.breakdown = dict(score.breakdown)
                 judged.append(index)
             except JudgeError as error:
                 failure = error
-            except BaseException:
-                threads.shutdown(cancel_futures=True)  # a mistake of the user's is told at once
-                raise
+            except NotJudged:
+                what = f"waited {limit:.0f} s (generators.request_timeout) for prompt {prompt.prompt_id} to be judged"
+                raise UserError(f"{what}; the reward may hang") from None
+    finally:
+        threads.terminate()  # also what has not begun: a mistake of the user's is told at once
     return judged, failure
 
 

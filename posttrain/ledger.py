@@ -8,6 +8,7 @@ the rows that are not void there is one for each draw id, which SQLite itself en
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -107,9 +108,16 @@ class Ledger:
         Raises:
             ConfigError: it was written by another version of posttrain.
         """
-        mode = "ro" if read_only else "rwc"
-        self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level="IMMEDIATE")
-        if not self._one("SELECT count(*) FROM sqlite_master"):
+        options = "mode=ro" if read_only else "mode=rwc"
+        # Where nothing may be written, not even a database that is closed can be read unless it is said not to change.
+        if read_only and not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists():
+            options = "immutable=1"
+        self._db = sqlite3.connect(f"{path.resolve().as_uri()}?{options}", uri=True, isolation_level="IMMEDIATE")
+        try:
+            tables = self._one("SELECT count(*) FROM sqlite_master")
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(f"{path}: no ledger that can be read: {error}") from None
+        if not tables:
             if read_only:  # the run was killed while it made the file: there is nothing in it
                 self._db.close()
                 self._db = sqlite3.connect(":memory:")

@@ -206,7 +206,8 @@ async def count_solved(
             ]
             completions = await pool.generate(requests)
             tokens += sum(sum(rollout.loss_mask) for group in completions for rollout in group)
-            judged, failure = await asyncio.to_thread(score_each, scorer, part, completions, judged_at_once(config))
+            limits = judged_at_once(config), config.generators.request_timeout
+            judged, failure = await asyncio.to_thread(score_each, scorer, part, completions, *limits)
             for index in judged:
                 solved[start + index] = sum(rollout.outcome for rollout in completions[index])
             failed, last = failed + len(part) - len(judged), failure or last

@@ -134,8 +134,9 @@ def _check(config: Config) -> list[Prompt]:
 def _asked(config: Config, heldout: Sequence[Prompt]) -> str:
     """A hash of what an evaluation depends on beside the checkpoint."""
     settings = config.resolved()
-    names = ("eval", "seed", "reward", "rubric", "environment", "max_model_len")
+    names = ("eval", "seed", "reward", "rubric", "sandbox", "environment", "max_model_len")
     whole = [{name: settings[name] for name in names}, settings["data"]["instructions"], [*map(repr, heldout)]]
+    whole.append(settings["rl"]["sampling"]["stop"])
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=repr).encode()).hexdigest()[:16]
 
 

@@ -39,7 +39,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Writes a text file atomically: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())

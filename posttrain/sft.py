@@ -6,6 +6,7 @@ assistant says (`Renderer.labelled`), whether or not the chat template marks it.
 
 from __future__ import annotations
 
+import glob
 import json
 import random
 import time
@@ -135,7 +136,7 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     from posttrain.trl_stage import StageCallback, common_arguments, on_one_device, train
 
     def read(of: Tokenized) -> datasets.Dataset:
-        return datasets.Dataset.from_parquet(str(of.path), cache_dir=str(folder / "cache"))
+        return datasets.Dataset.from_parquet(glob.escape(str(of.path)), cache_dir=str(folder / "cache"))
 
     torch.set_num_threads(config.sft.threads)
     datasets.disable_progress_bars()

@@ -21,7 +21,7 @@ def read_template(key: str, path: str, places: Sequence[str]) -> str:
         ConfigError: there is no such file, it is no text, or it lacks a place.
     """
     try:
-        template = Path(resolve_data(path)).expanduser().read_text().rstrip("\n")
+        template = Path(resolve_data(path)).expanduser().read_text(encoding="utf-8").rstrip("\n")
     except OSError as error:
         raise ConfigError(f"{key}: {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

@@ -19,7 +19,7 @@ from curricula.gate import rejection
 from posttrain import data
 from posttrain.adapters import is_adapter
 from posttrain.balance import Balancer
-from posttrain.cluster import GENERATE_TRIES, Cluster, GeneratorPool, answer, result_of
+from posttrain.cluster import GENERATE_TRIES, Cluster, GeneratorPool, answer, patiently, result_of
 from posttrain.parity import Difference
 from posttrain.progress import say
 from posttrain.reward import judged_at_once, scorer_of
@@ -30,14 +30,13 @@ from posttrain.trainer_ranks import TrainerRanks
 from posttrain.transport import TRANSPORTS, choose
 from posttrain.under_way import UnderWay
 from posttrain.verifier import Verifier
-from rollouts.errors import EngineError, JudgeError, LateError, NonFiniteError
+from rollouts.errors import EngineError, HangingError, JudgeError, NonFiniteError
 from rollouts.generator import Request
 from rollouts.recorder import write_shard
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, RolloutGroup
 
 JUDGE_TRIES = 3
-ALIVE_SECONDS = 30.0
 """Within which an engine's thread comes to a question, between two steps."""
 TOLD = 5
 """Failures of judging that are told."""
@@ -286,6 +285,7 @@ class RayWorkers:
 
         `sent` is given the request's first rollout once an engine has it that can tell how far it is.
         """
+        timeout = self.config.generators.request_timeout
         for attempt in range(GENERATE_TRIES):
             seat = self._balancer.take(capability, len(request.prompt_token_ids), request.n, engine)
             index, tokens = seat.engine, None
@@ -294,39 +294,17 @@ class RayWorkers:
                 count, rollouts = actor.generate_counted.options(num_returns=2).remote(request)
                 if sent is not None and request.draw_id is not None:  # of a conversation engines tell nothing
                     sent.add(request.first)
-                tokens = await self._counted(count, actor, request)  # small; the rollouts stay where they are
+                what = "an engine to generate (generators.request_timeout)"
+                # The count is small; the rollouts stay where they are.
+                tokens = await patiently(count, actor, timeout, what, request.conversation is not None)
                 return rollouts
+            except HangingError:
+                raise
             except EngineError as error:
-                if request.conversation is not None and await self._lives(actor):
-                    raise EngineError(f"{error}; the engine lives, so it may be the environment that hangs") from error
                 await self._pool.lost(index, actor, error, attempt)
             finally:
                 self._balancer.give_back(seat, tokens)
         raise AssertionError("unreachable")
-
-    async def _counted(self, count: Any, actor: Any, request: Request) -> int:
-        """Tokens of a request, once it is done. An engine that is late but lives is waited for: to end it would begin
-        its answers anew, and favour short ones.
-
-        Raises:
-            EngineError: the engine is dead or hangs; or a conversation is late, whose environment may hang.
-        """
-        while True:
-            try:
-                what = "an engine to generate (generators.request_timeout)"
-                found: int = await answer(count, self.config.generators.request_timeout, what)
-                return found
-            except LateError:
-                if request.conversation is not None or not await self._lives(actor):
-                    raise
-
-    async def _lives(self, actor: Any) -> bool:
-        """Whether an engine answers, soon."""
-        try:
-            await answer(actor.alive.remote(), ALIVE_SECONDS, "an engine to say that it lives")
-        except EngineError:
-            return False
-        return True
 
     async def train(self, batch: Sequence[Judged]) -> StepMetrics:
         """One train step on the groups of a batch.

@@ -69,6 +69,10 @@ async def converse(
             raise JudgeError(f"environment failed on prompt {prompt.prompt_id}: {error!r}") from error
         if said is None:
             return whole
+        if not isinstance(said, str):
+            raise JudgeError(
+                f"environment returned {said!r:.80} for prompt {prompt.prompt_id}; expected a text, or None at the end"
+            )
         reply_ids = reply_tokens(tokenizer, said, turn.token_ids)
         if len(whole.token_ids) + len(reply_ids) >= sampling.max_tokens:
             break

@@ -42,5 +42,9 @@ class LateError(EngineError):
     """It did not answer within its limit, and may live."""
 
 
+class HangingError(EngineError):
+    """It lives, but an environment does not answer."""
+
+
 class NonFiniteError(EngineError):
     """A train step's loss or gradient is not finite; the message is one line that names the file of its batch."""

@@ -24,7 +24,7 @@ from typing import Any
 
 from rollouts.dotted import load_dotted
 from rollouts.env import converse
-from rollouts.errors import EngineError
+from rollouts.errors import EngineError, JudgeError
 from rollouts.types import Prompt, Rollout, Sampling, Span
 
 ADAPTER_ID = 1
@@ -249,9 +249,13 @@ class Generator:
         return sum(len(rollout.token_ids) for rollout in rollouts), rollouts
 
     async def generate_all(self, requests: Sequence[Request]) -> list[list[Rollout]]:
-        """`generate` for many requests at once, in their order."""
+        """`generate` for many requests at once, in their order; nothing of those whose environment fails."""
         if any(request.conversation for request in requests):
-            return await asyncio.gather(*(self.generate(request) for request in requests))
+            found = await asyncio.gather(*map(self.generate, requests), return_exceptions=True)
+            for each in found:
+                if isinstance(each, BaseException) and not isinstance(each, JudgeError):
+                    raise each
+            return [[] if isinstance(each, BaseException) else each for each in found]
         return await self._sample(requests)
 
     async def update_weights(self, path: str, version: int) -> float:

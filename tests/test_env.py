@@ -106,3 +106,10 @@ def test_an_environment_that_fails_is_no_unsolved_rollout(renderer: Renderer) ->
 
     with pytest.raises(JudgeError, match="environment failed on prompt p"):
         conversation(renderer, ["x"], reply)
+
+
+def test_an_environment_that_replies_with_no_text_is_told(renderer: Renderer) -> None:
+    with pytest.raises(
+        JudgeError, match=r"environment returned \{'role': 'user'\} for prompt p; expected a text, or None"
+    ):
+        conversation(renderer, ["x"], lambda prompt, turns: {"role": "user"})

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args
 
 import yaml
@@ -211,8 +212,10 @@ def _fields(key: Key) -> tuple[str, ...]:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             field = kind.model_fields.get(name)
             kind = field.annotation if field else None
-        else:  # dict[str, list[Section]] or Section | None
+        else:  # dict[str, list[Section]]
             kind = next(iter(get_args(kind)[-1:]), None)
+        if NoneType in get_args(kind):  # Section | None
+            kind = next(part for part in get_args(kind) if part is not NoneType)
     return tuple(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else ()
 
 

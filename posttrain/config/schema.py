@@ -776,7 +776,7 @@ class Config(Section):
     Example: `load_config("tiny", ["rl.max_staleness=0"]).rl.max_staleness == 0`
     """
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of everything that is drawn."""
     model: str
     """The base checkpoint: a model directory, a hub name, or `tiny:base`, the model that comes with the package."""

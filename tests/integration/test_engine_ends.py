@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from posttrain import cluster as cluster_module
-from posttrain import workers as workers_module
 from posttrain.cluster import Cluster, GeneratorPool, run
 from posttrain.config import load_config, resolve_model
 from posttrain.workers import RayWorkers
@@ -70,7 +69,7 @@ def workers(folder: Path) -> Iterator[RayWorkers]:
     settings = ["generators.count=2", "rl.generators=1", "generators.request_timeout=8"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster_module, "Generator", troubled(folder))
-        patch.setattr(workers_module, "ALIVE_SECONDS", 5)
+        patch.setattr(cluster_module, "ALIVE_SECONDS", 5)
         with Cluster(load_config("tiny", settings)) as cluster:
             found = RayWorkers(cluster, cluster.pool(BASE), Renderer(BASE), BASE, BASE, folder)
             run(found.ready())

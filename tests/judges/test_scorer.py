@@ -16,6 +16,8 @@ def right(prompt, completion): return prompt.answer in completion
 def scored(prompt, completion): return Score(2.0, True, "fine", {"style": 0.5})
 def numpy_float(prompt, completion): return np.float32(0.75)
 def numpy_bool(prompt, completion): return np.bool_(True)
+def numpy_score(prompt, completion): return Score(np.float32(0.75), np.bool_(True), "", {"style": np.float64(0.5)})
+def numpy_row(prompt, completion): return np.zeros(2)
 def broken(prompt, completion): return {}["key"]
 def forgetful(prompt, completion): pass
 def infinite(prompt, completion): return float("inf")
@@ -68,6 +70,9 @@ def test_a_users_reward_may_return_a_float_a_bool_or_a_score() -> None:
     assert one("users_rewards:scored") == Score(2.0, True, "fine", {"style": 0.5})
     assert one("users_rewards:numpy_float") == Score(0.75, True)
     assert one("users_rewards:numpy_bool") == Score(1.0, True)
+    score = one("users_rewards:numpy_score")
+    assert score == Score(0.75, True, "", {"style": 0.5})
+    assert [type(value) for value in (score.reward, score.outcome, score.breakdown["style"])] == [float, bool, float]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +108,7 @@ def test_a_reward_that_cannot_be_loaded_is_the_users_error_in_one_line(name: str
     ("name", "message"),
     [
         ("users_rewards:broken", "^reward users_rewards:broken failed on prompt p1: KeyError: 'key'$"),
+        ("users_rewards:numpy_row", "^reward users_rewards:numpy_row failed on prompt p1: ValueError: "),
         ("users_rewards:forgetful", "^reward users_rewards:forgetful returned None for prompt p1; expected a finite"),
         ("users_rewards:infinite", "returned inf for prompt p1"),
         ("users_rewards:infinite_score", r"returned Score\(reward=nan"),

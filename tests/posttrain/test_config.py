@@ -196,6 +196,10 @@ def test_config_does_not_change():
             f"rl.correction: 'tis': expected 'none', {', '.join(map(repr, list(CORRECTIONS)[:-1]))} or 'sequence_mask'",
         ),
         (
+            "lora.rnk=8",
+            "lora.rnk: unknown key; did you mean 'rank'?",
+        ),
+        (
             "sandbox.wall_seconds=0.5",
             "sandbox.wall_seconds: 0.5: expected at least sandbox.cpu_seconds=1",
         ),

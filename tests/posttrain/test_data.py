@@ -1,11 +1,14 @@
 """The prompts of a run, under the instructions that the configuration names."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from curricula.instructions import Instruction
 from posttrain import data
 from posttrain.config import Config, load_config, resolve_model
-from rollouts.errors import ConfigError
+from rollouts.errors import ConfigError, DataError
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt
 
@@ -39,6 +42,35 @@ def test_pools_of_the_configuration() -> None:
     assert data.instructions(config("data.instructions.path=tiny:instructions")).capabilities == [
         "math", "reasoning", "code",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "overrides", "problem"),
+    [
+        ({"answer": None}, [], "neither 'answer' nor 'tests', of which 'auto' needs one"),
+        ({"tests": ["assert f(1) == 1"]}, ["reward=math"], "no field 'answer', which 'math' needs"),
+        ({"answer": "1"}, ["reward=code"], "no field 'tests', which 'code' needs"),
+        ({"answer": "1"}, ["reward=format"], "no field 'format', which 'format' needs"),
+        ({"tests": "True"}, ["rubric={criteria: {right: {reward: exact}}}"], "no field 'answer', which 'exact' needs"),
+        (
+            {"tests": "True"},
+            ["reward=math", "rubric={criteria: {right: {reward: code}}, capabilities: [chat]}"],
+            "no field 'answer', which 'math' needs",
+        ),
+    ],
+)
+def test_a_prompt_that_lacks_what_the_reward_needs_is_told_before_it_is_drawn(
+    renderer: Renderer, tmp_path: Path, row: dict[str, object], overrides: list[str], problem: str
+) -> None:
+    file = tmp_path / "x.jsonl"
+    whole = {"prompt": "1+1", "answer": "2", "tests": ["True"], "format": ["", "."]}
+    file.write_text("".join(json.dumps(each) + "\n" for each in (whole, {"prompt": "2+2", **row})))
+    for window in ([], ["data.prompts.window=200"]):
+        settings = config(f"data.prompts.path={file}", "rl.quotas=null", *overrides, *window)
+        with pytest.raises(DataError, match=rf"x\.jsonl:2: {problem}$"):
+            data.prompts(settings, "prompts", renderer, 96, print)
+    own = config(f"data.prompts.path={file}", "rl.quotas=null", "reward=my_rewards:own")
+    assert len(data.prompts(own, "prompts", renderer, 96, print)) == 2
 
 
 def test_held_out_prompts_are_asked_under_a_pool_and_others_only_when_they_are_drawn(renderer: Renderer) -> None:

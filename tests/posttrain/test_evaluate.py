@@ -3,6 +3,8 @@
 import itertools
 import math
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -139,6 +141,36 @@ async def test_what_cannot_be_judged_is_left_out_and_counted(capsys: pytest.Capt
         await evaluate(Engines(), Words(), [prompt("bb")], fails, config)
 
 
+ROLLOUT = Rollout([5], [True], [-1.0], [], "stop", "85")
+
+
+def test_a_reward_that_hangs_is_one_line_after_its_limit() -> None:
+    """In a process of its own, which the thread that hangs must not keep from ending."""
+    script = """
+import time
+from posttrain.evaluate import score_completions
+from rollouts.types import Prompt, Rollout
+from rollouts.errors import UserError
+rollouts = [Rollout([5], [True], [-1.0], [], "stop", "85")]
+try:
+    score_completions(lambda *_: time.sleep(600), [Prompt("p7", ())], [rollouts], limit=0.2)
+except UserError as error:
+    print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == ("waited 0 s (generators.request_timeout) for prompt p7 to be judged; the reward may hang\n")
+
+
+def test_what_an_environment_failed_on_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    def scorer(question: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
+        return [Score(1.0, True) for _ in rollouts]
+
+    assert score_completions(scorer, [prompt("a"), prompt("bb")], [[], [ROLLOUT]]) == [1]
+    assert (
+        "1 of 2 prompts are left out, not judged; the last: environment failed on prompt a" in capsys.readouterr().err
+    )
+
+
 def test_a_wrong_reward_ends_scoring_at_once() -> None:
     asked = []
 
@@ -148,7 +180,7 @@ def test_a_wrong_reward_ends_scoring_at_once() -> None:
         raise ConfigError("no such thing")
 
     with pytest.raises(ConfigError, match="no such thing"):
-        score_completions(wrong, [prompt("a")] * 200, [[]] * 200)
+        score_completions(wrong, [prompt("a")] * 200, [[ROLLOUT]] * 200)
     assert len(asked) < 100
 
 

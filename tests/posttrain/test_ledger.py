@@ -1,6 +1,7 @@
 """The ledger's rows, over attempts."""
 
 import json
+import os
 import sqlite3
 from pathlib import Path
 
@@ -33,6 +34,24 @@ def test_states_are_counted_by_reason(tmp_path: Path) -> None:
     assert ledger.counts() == {}
     fill(ledger)
     assert ledger.counts() == {"admitted": 1, "drawn": 1, "rejected(none_solved)": 1, "trained": 2}
+
+
+def test_what_is_no_ledger_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_text("no database" * 1000)
+    with pytest.raises(ConfigError, match=r"x\.db: no ledger that can be read: file is not a database$"):
+        Ledger(tmp_path / "x.db", read_only=True)
+
+
+def test_a_ledger_is_read_where_nothing_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = opened(tmp_path / "x.db")
+    fill(ledger)
+    ledger.close()
+    asked = []
+    connect = sqlite3.connect
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    monkeypatch.setattr(sqlite3, "connect", lambda name, **more: asked.append(name) or connect(name, **more))
+    assert len(Ledger(tmp_path / "x.db", read_only=True).rows()) == 5
+    assert asked[0].endswith("x.db?immutable=1")
 
 
 def test_a_row_keeps_what_was_said_of_it(tmp_path: Path) -> None:
