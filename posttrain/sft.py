@@ -84,7 +84,7 @@ def tokenize(rows: Sequence[Conversation], renderer: Renderer, max_length: int, 
     """
     count = tokens = assistant = 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    with ParquetWriter(path, _COLUMNS) as writer, bar("sft: tokens", len(rows), "row") as progress:
+    with ParquetWriter(path, _COLUMNS) as writer, bar(f"sft: tokens of {path.stem}", len(rows), "row") as progress:
         for start in range(0, len(rows), ROWS_AT_A_TIME):
             part = []
             for place, messages in rows[start : start + ROWS_AT_A_TIME]:
@@ -119,7 +119,7 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     rows, started = training_rows(config, rundir, demonstrations), time.monotonic()
     rundir.save_config()
     renderer, folder, longest = Renderer(parent), rundir.stage("sft") / "trainer", config.sft.max_length
-    found = tokenize(rows, renderer, longest, folder / "train.parquet")
+    found = tokenize(rows, renderer, longest, folder / "training.parquet")
     if not found.rows:
         raise DataError(f"every demonstration is longer than sft.max_length={longest} tokens; raise it")
     if found.rows < len(rows):
