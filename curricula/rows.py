@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rollouts.dotted import describe, load_dotted
-from rollouts.errors import DataError
+from rollouts.errors import DataError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -113,7 +113,7 @@ def _jsonl_rows(file: Path) -> Iterator[Row]:
     except UnicodeDecodeError:
         raise DataError(f"{file}:{line}: not UTF-8 text") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists within lists
-        raise DataError(f"{file}:{line}: cannot be read: {_first_line(error)}") from None
+        raise DataError(f"{file}:{line}: cannot be read: {first_line(error)}") from None
 
 
 def _check_text(values: Any, place: str) -> None:
@@ -133,7 +133,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
         with pq.ParquetFile(file) as parquet:
             yield from _number(parquet.iter_batches(1000), str(file))
     except pa.ArrowInvalid as error:
-        raise DataError(f"{file}: not Parquet: {_first_line(error)}") from None
+        raise DataError(f"{file}: not Parquet: {first_line(error)}") from None
 
 
 def _function_rows(path: str, what: str) -> Iterator[Row]:
@@ -164,7 +164,7 @@ def _dataset_rows(path: str, what: str, streaming: bool) -> Iterator[Row]:
         dataset = datasets.load_dataset(repository, config, split=split or "train", streaming=streaming)
     except Exception as error:
         # What fails here comes from half a dozen libraries that share no base class: name, network, licence, format.
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise DataError(f"{path}: no file, and no data set that can be loaded ({reason}); set {what}.path") from error
     read = 0
     # As Arrow, an image stays a mapping with its bytes; as Python values it would be decoded.
@@ -174,7 +174,7 @@ def _dataset_rows(path: str, what: str, streaming: bool) -> Iterator[Row]:
             yield row
             read = row.line
     except Exception as error:  # a streamed one is read over the network
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise DataError(f"{path}: can not be read behind row {read} ({reason}); try again") from error
 
 
@@ -183,7 +183,3 @@ def _number(batches: Iterable[Any], file: str) -> Iterator[Row]:
     rows = chain.from_iterable(batch.to_pylist() for batch in batches)
     for line, values in enumerate(rows, 1):
         yield Row(values, file, line)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "no reason given")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from curricula.quotas import allocate
 from curricula.stream import PROMPT_JSON, PromptStream
-from rollouts.errors import CheckpointError, DataError
+from rollouts.errors import CheckpointError, DataError, first_line
 from rollouts.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class PromptWindow:
             self._dry.update(place["dry"])
             return prompts[: place["rows"]], prompts[place["rows"] :]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = next(iter(str(error).splitlines()), "")
+            reason = first_line(error)
             raise CheckpointError(f"{path}: no window on a stream ({reason}); choose another checkpoint") from None
 
     def _take_seats(self, seats: Mapping[str, int], found: list[Prompt], waiting: list[Prompt]) -> None:

@@ -36,8 +36,8 @@ from posttrain.balance import spread
 from posttrain.config import Config, resolve_model
 from posttrain.placement import ROLES, Placement, Roles, Seat
 from posttrain.progress import say
-from posttrain.ray_job import TOKEN_HINT, first_line
-from rollouts.errors import EngineError, HangingError, LateError, UserError
+from posttrain.ray_job import TOKEN_HINT
+from rollouts.errors import EngineError, HangingError, LateError, UserError, first_line
 from rollouts.generator import EngineSettings, Generator, Request
 from rollouts.types import Rollout
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from posttrain.audit import audit
 from posttrain.ledger import DrawRow, Ledger
-from posttrain.progress import console
 from rollouts.errors import DataError
 
 SHOWN = 20
@@ -25,7 +25,7 @@ def print_ledger(run: Path, prompt: str | None, step: int | None) -> None:
     if not path.is_file():
         raise DataError(f"{run}: no ledger (ledger.db); `posttrain rl` writes it")
     ledger = Ledger(path, read_only=True)
-    out = console.__class__(highlight=False)
+    out = Console(highlight=False)
     if prompt is None and step is None:
         counts = ledger.counts()
         table = Table("state", "draws", title=f"{run}: {sum(counts.values())} draws", title_justify="left")
@@ -49,7 +49,7 @@ def print_ledger(run: Path, prompt: str | None, step: int | None) -> None:
 def print_audit(run: Path) -> bool:
     """Prints what the audit found; returns whether every draw is there exactly once."""
     found = audit(run)
-    out = console.__class__(highlight=False)
+    out = Console(highlight=False)
     for problem in found.problems[:SHOWN]:
         out.print(problem, soft_wrap=True)
     if len(found.problems) > SHOWN:

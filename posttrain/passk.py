@@ -28,7 +28,7 @@ from posttrain.progress import bar, console, say
 from posttrain.reward import judged_at_once, scorer_of
 from posttrain.rundir import RunDir, check_model, check_new_file, write_json
 from rollouts.dotted import load_dotted
-from rollouts.errors import ConfigError, DataError, JudgeError
+from rollouts.errors import ConfigError, DataError, JudgeError, first_line
 from rollouts.generator import Request
 from rollouts.recorder import write_rows
 from rollouts.renderer import Renderer
@@ -279,7 +279,7 @@ def read_scan(path: str) -> dict[str, tuple[int, int]]:
     except FileNotFoundError:
         raise DataError(f"{what}: no such file; `posttrain passk` writes one") from None
     except (pa.ArrowInvalid, OSError) as error:
-        reason = next(iter(str(error).splitlines()), "")
+        reason = first_line(error)
         raise DataError(f"{what}: no Parquet file that can be read ({reason}); `posttrain passk` writes one") from None
     rows = (table[name].to_pylist() for name in columns)
     found: dict[str, tuple[int, int]] = {}
@@ -307,7 +307,7 @@ def read_questions(path: str) -> dict[str, float]:
     except FileNotFoundError:
         raise DataError(f"{what}: no such file; `posttrain passk` writes one") from None
     except (pa.ArrowInvalid, OSError) as error:
-        reason = next(iter(str(error).splitlines()), "")
+        reason = first_line(error)
         raise DataError(f"{what}: no scan that can be read ({reason}); `posttrain passk` writes one") from None
     rates: dict[str, list[float]] = {}
     for row in table.to_pylist():

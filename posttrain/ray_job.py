@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain.progress import say
-from rollouts.errors import UserError
+from rollouts.errors import UserError, first_line
 
 TOKEN_HINT = (
     "(if it runs, this client and the cluster do not share a token: set RAY_AUTH_TOKEN, or RAY_AUTH_MODE=disabled on "
@@ -99,11 +99,6 @@ def _out_of_the_copy(arguments: Sequence[str]) -> list[str]:
         else:
             found.append(word)
     return found
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without the traceback that Ray puts into it."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _quoted(word: str) -> str:

@@ -15,7 +15,7 @@ from curricula.sampler import PromptSampler, Restored
 from posttrain.ledger import DrawRow
 from posttrain.rl_state import UNDER_WAY, RLState
 from posttrain.slots import Draw
-from rollouts.errors import CheckpointError
+from rollouts.errors import CheckpointError, first_line
 from rollouts.recorder import read_groups
 from rollouts.types import Prompt, RolloutGroup
 
@@ -127,7 +127,7 @@ def _judged(folder: Path, shards: Sequence[Path], prompts: Mapping[int, Prompt |
     try:
         groups = read_groups(shards, prompts)
     except (pa.ArrowInvalid, OSError) as error:
-        problem = f"cannot be read ({next(iter(str(error).splitlines()), '')})"
+        problem = f"cannot be read ({first_line(error)})"
     else:
         if not (missing := sorted(prompts.keys() - groups.keys())):
             return groups

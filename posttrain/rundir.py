@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from posttrain.adapters import merged_path, whole_model
 from posttrain.config import Config, config_hash
-from rollouts.errors import CheckpointError, ConfigError
+from rollouts.errors import CheckpointError, ConfigError, first_line
 
 MANIFEST = "manifest.json"
 STAGES = ("sft", "rl", "dpo")
@@ -110,7 +110,7 @@ def _check_known(model: str, directory: bool) -> None:
     try:
         AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        reason = first_line(error).rstrip(".")
         where = "" if directory else ", or a hub name that this machine can load (HF_TOKEN for a gated one)"
         raise CheckpointError(f"{model}: {reason}; expected a model directory{where}") from None
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 
-from posttrain.progress import console
 from posttrain.rl_state import shards
 from rollouts.errors import DataError
 from rollouts.recorder import read_shards
@@ -35,7 +35,7 @@ def print_transcripts(run: Path, count: int, capability: str | None, unsolved: b
             break
     if not rows:
         raise DataError(f"{run / 'rl' / 'rollouts'}: no rollout is like that")
-    out = console.__class__(highlight=False)
+    out = Console(highlight=False)
     for row in rows[-count:]:
         out.rule(
             f"draw {row['draw_id']}.{row['rollout']}  {row['capability']}  versions {row['first_version']}-"

@@ -48,3 +48,8 @@ class HangingError(EngineError):
 
 class NonFiniteError(EngineError):
     """A train step's loss or gradient is not finite; the message is one line that names the file of its batch."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in one line: libraries say more in the next ones, and Ray puts a traceback there."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

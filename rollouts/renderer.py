@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from rollouts.errors import DataError
+from rollouts.errors import DataError, first_line
 from rollouts.types import Prompt
 
 IGNORED = -100
@@ -33,7 +33,7 @@ class Renderer:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:  # what a missing or broken file raises
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise DataError(f"{model}: its tokenizer cannot be loaded: {reason}") from None
         self._model = model
         if not self.tokenizer.chat_template:
