@@ -75,8 +75,7 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
 
     from posttrain.adapters import lora_config
     from posttrain.pair_trainer import PairTrainer
-    from posttrain.policy import load_model
-    from posttrain.trl_stage import StageCallback, common_arguments, on_one_device, train
+    from posttrain.trl_stage import StageCallback, common_arguments, on_one_device, stage_model, train
 
     torch.set_num_threads(config.sft.threads)
     datasets.disable_progress_bars()
@@ -87,9 +86,9 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     callback = StageCallback(rundir, "dpo", parent, 1, tokenizer)
     arguments: dict[str, Any] = common_arguments(config.dpo, rundir, "dpo")
     trainer = PairTrainer(
-        model=load_model(parent),
+        model=stage_model(config, parent),
         # With an adapter the reference is the model beneath it.
-        ref_model=None if config.lora else load_model(parent),
+        ref_model=None if config.lora else stage_model(config, parent),
         args=on_one_device(DPOConfig(beta=config.dpo.beta, logging_steps=5, save_steps=10**9, **arguments)),
         train_dataset=rows,
         processing_class=tokenizer,

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from safetensors.torch import load_file, save_file
 
 from judges.corner_cases import KINDS
 from judges.llm import PLACES
@@ -76,7 +77,7 @@ def run_all(config: Config, rundir: RunDir) -> Path:
                     continue
                 reports[stage] = _evaluated(config, rundir, stage, str(checkpoint), asked)
             assert checkpoint is not None
-            _export(checkpoint, rundir.path / "export")
+            _export(checkpoint, rundir.path / "export", config.dtype)
     finally:
         seconds = round(before + time.monotonic() - started, 1)
         write_json(clock, seconds)
@@ -260,17 +261,25 @@ def _numbers(rundir: RunDir) -> dict[str, Any]:
     return numbers
 
 
-def _export(checkpoint: Path, out: Path) -> None:
-    """The model alone: what transformers and vLLM load, without optimizer and state; one that is there stays."""
-    of = out.with_name(f".{out.name}")
-    if out.is_dir() and of.is_file() and of.read_text() == identity(checkpoint):
+def _export(checkpoint: Path, out: Path, dtype: str) -> None:
+    """The model alone: what transformers and vLLM load, without optimizer and state, in the number format that the
+    engines evaluated it in; one that is there stays.
+    """
+    of, key = out.with_name(f".{out.name}"), f"{identity(checkpoint)} {dtype}"
+    if out.is_dir() and of.is_file() and of.read_text() == key:
         return
     names = ("config.json", "generation_config.json", "model", "tokenizer", "chat_template", "special_tokens", "vocab")
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     for path in Path(whole_model(checkpoint)).iterdir():
-        if path.name.startswith(names):
+        if not path.name.startswith(names):
+            continue
+        if path.suffix == ".safetensors" and dtype != "float32":
+            save_file(_narrowed(load_file(path), dtype), temporary / path.name, {"format": "pt"})
+        elif path.name == "config.json" and dtype != "float32":
+            write_json(temporary / path.name, json.loads(path.read_text()) | {"dtype": dtype})
+        else:
             shutil.copy2(path, temporary / path.name)
     of.unlink(missing_ok=True)
     before = out.with_name(f".{out.name}.before")
@@ -279,7 +288,12 @@ def _export(checkpoint: Path, out: Path) -> None:
         out.rename(before)
     temporary.rename(out)
     shutil.rmtree(before, ignore_errors=True)
-    of.write_text(identity(checkpoint))
+    of.write_text(key)
+
+
+def _narrowed(tensors: dict[str, torch.Tensor], dtype: str) -> dict[str, torch.Tensor]:
+    wanted = getattr(torch, dtype)
+    return {name: each.to(wanted) if each.is_floating_point() else each for name, each in tensors.items()}
 
 
 def _print_summary(reports: dict[str, dict[str, Any]], seconds: float) -> None:

@@ -43,14 +43,12 @@ def scale_and_cap(config: Any) -> tuple[float, float | None]:
     return (getattr(config, "logit_scale", None) or 1.0) / scaling, getattr(config, "final_logit_softcapping", None)
 
 
-def load_model(path: str) -> Any:
-    """A causal language model of transformers in float32, as every stage trains it."""
+def load_model(path: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal language model of transformers. What is trained is float32; what lies beneath an adapter may be less."""
     capped = getattr(AutoConfig.from_pretrained(path), "attn_logit_softcapping", None)
     # The usual attention leaves out the soft cap of Gemma 2's.
     attention = "eager" if capped else None
-    return AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
-    )
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, attn_implementation=attention)
 
 
 class Policy(torch.nn.Module):

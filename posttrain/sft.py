@@ -132,8 +132,7 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     from trl import SFTConfig, SFTTrainer
 
     from posttrain.adapters import lora_config
-    from posttrain.policy import load_model
-    from posttrain.trl_stage import StageCallback, common_arguments, on_one_device, train
+    from posttrain.trl_stage import StageCallback, common_arguments, on_one_device, stage_model, train
 
     def read(of: Tokenized) -> datasets.Dataset:
         return datasets.Dataset.from_parquet(glob.escape(str(of.path)), cache_dir=str(folder / "cache"))
@@ -143,7 +142,7 @@ def train_sft(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     callback = StageCallback(rundir, "sft", parent, config.sft.save_total_limit, renderer.tokenizer)
     arguments = common_arguments(config.sft, rundir, "sft") | {"max_length": None}
     trainer = SFTTrainer(
-        model=load_model(parent),
+        model=stage_model(config, parent),
         args=on_one_device(
             SFTConfig(
                 logging_steps=config.sft.logging_steps,

@@ -1,14 +1,17 @@
 """What `posttrain run` takes for done: no other checkpoint in the old one's place, no report of other prompts."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from posttrain import pipeline
-from posttrain.config import Config, load_config
+from posttrain.config import Config, load_config, resolve_model
 from posttrain.dpo import NothingToRepairError
 from posttrain.evaluate import Report
 from posttrain.pipeline import _asked, _evaluated, _export, _trained
@@ -124,13 +127,24 @@ def test_what_is_asked_is_the_prompts_and_the_settings_of_evaluations() -> None:
     assert len({_asked(CONFIG, prompts), _asked(CONFIG, other), _asked(samples, prompts)}) == 3
 
 
+def test_an_export_is_in_the_engines_number_format(run: RunDir) -> None:
+    base = shutil.copytree(resolve_model("tiny:base"), run.path / "base")
+    (base / "manifest.json").write_text("{}")
+    _export(base, run.path / "export", "bfloat16")
+    ours = AutoModelForCausalLM.from_pretrained(run.path / "export")
+    theirs = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    assert ours.dtype == torch.bfloat16
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_an_export_that_is_there_stays_as_it_is(run: RunDir) -> None:
     out, checkpoint = run.path / "export", write(run, "rl", 5, "weights")
-    _export(checkpoint, out)
+    _export(checkpoint, out, "float32")
     (out / "notes.txt").write_text("mine")
-    _export(checkpoint, out)
+    _export(checkpoint, out, "float32")
     assert (out / "notes.txt").read_text() == "mine"
-    _export(write(run, "rl", 6, "other weights"), out)
+    _export(write(run, "rl", 6, "other weights"), out, "float32")
     assert (out / "model.safetensors").read_text() == "other weights"
     assert json.loads((out / "config.json").read_text()) == {}
     assert sorted(path.name for path in run.path.glob(".export*")) == [".export"]
