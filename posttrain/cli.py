@@ -50,17 +50,17 @@ NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQU
 def main() -> None:
     """Runs the command line.
 
-    A user's mistake is one line and exit code 2, as is a place that cannot be written; a step that is not finite one
-    line and 1; an interrupted stage 130.
+    A user's mistake is one line and exit code 2, as is a place that cannot be written; a step that is not finite and a
+    reward that fails for every prompt one line and 1; an interrupted stage 130.
     """
-    from rollouts.errors import NonFiniteError, UserError
+    from rollouts.errors import JudgeError, NonFiniteError, UserError, first_line
 
     try:
         app(standalone_mode=True)
     except UserError as error:
         _fail(str(getattr(error, "cause", error)), 2)  # what an actor raised has a traceback for a text, and a cause
-    except NonFiniteError as error:
-        _fail(str(error), 1)
+    except (NonFiniteError, JudgeError) as error:
+        _fail(first_line(getattr(error, "cause", error)), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:

@@ -473,3 +473,33 @@ def test_the_installed_command_fails_without_a_traceback(tmp_path: Path) -> None
     assert result.stderr.startswith("posttrain: override 'rl.nope=1': rl.nope: unknown key; known here: steps, ")
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        ("JudgeError('reward f failed on prompt p: KeyError: 1')", 1, "reward f failed on prompt p: KeyError: 1"),
+        ("OSError(28, 'No space left on device', '/r/x')", 2, "/r/x: No space left on device"),
+        (
+            "RuntimeError('Error: I/O error: No space left on device (os error 28)')",
+            2,
+            "a file of the run: No space left",
+        ),
+        ("sqlite3.OperationalError('database or disk is full')", 2, "a file of the run: database or disk is full"),
+        # As Ray hands on what an actor raised: an error of both kinds, which has the original.
+        (
+            "RayTaskError('f', 'trace', OSError(28, 'No space left on device', '/r/x')).as_instanceof_cause()",
+            2,
+            "/r/x: No",
+        ),
+    ],
+)
+def test_what_no_user_can_read_is_one_line(error: str, code: int, line: str) -> None:
+    script = (
+        "import sqlite3, sys\nfrom ray.exceptions import RayTaskError\nfrom posttrain import cli\n"
+        "from rollouts.errors import JudgeError\n"
+        f"def app(**_): raise {error}\ncli.app = app\ncli.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stderr.count("\n")) == (code, 1), result.stderr
+    assert result.stderr.startswith(f"posttrain: {line}")
