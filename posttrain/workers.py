@@ -19,7 +19,7 @@ from curricula.gate import rejection
 from posttrain import data
 from posttrain.adapters import is_adapter
 from posttrain.balance import Balancer
-from posttrain.cluster import GENERATE_TRIES, Cluster, GeneratorPool, answer, patiently, result_of
+from posttrain.cluster import ALIVE_SECONDS, GENERATE_TRIES, Cluster, GeneratorPool, answer, patiently, result_of
 from posttrain.parity import Difference
 from posttrain.progress import say
 from posttrain.reward import judged_at_once, scorer_of
@@ -352,12 +352,11 @@ class RayWorkers:
 
     async def _dead(self, hung: bool = False) -> dict[int, Any]:
         """Those of the engines that make rollouts that have died; on demand also those that hang."""
-        limit = self.config.generators.request_timeout
 
         async def gone(engine: int, actor: Any) -> bool:
             said = actor.alive.remote() if hung else actor.ready.remote()
             try:
-                await answer(said, limit if hung else 60, f"generator {engine} to say that it lives")
+                await answer(said, ALIVE_SECONDS if hung else 60, f"generator {engine} to say that it lives")
             except EngineError:
                 return True
             return False

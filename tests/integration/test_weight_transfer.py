@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from posttrain import cluster as cluster_module
 from posttrain import trainer_ranks
+from posttrain import workers as workers_module
 from posttrain.cluster import Cluster, run
 from posttrain.config import load_config, resolve_model
 from posttrain.slots import Draw, Judged
@@ -48,6 +49,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayWorkers]:
     )
     patch = pytest.MonkeyPatch()
     patch.setattr(cluster_module, "Generator", StoreGenerator)
+    patch.setattr(workers_module, "ALIVE_SECONDS", 10)
     patch.setattr(trainer_ranks, "PolicyTrainer", StoreTrainer)
     with patch.context(), Cluster(config) as cluster:
         folder = tmp_path_factory.mktemp("rl")
