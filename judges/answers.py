@@ -32,13 +32,14 @@ _MENTIONED = re.compile(
 )
 _ALONE = re.compile(r"[(\[]([A-Z])[)\]]|(?<![\w'])([B-HJ-Z])(?![\w'])")
 _SIDES = re.compile(r"=|≈|→|⇒|>>|\\approx(?![A-Za-z])")
+# `Step 2: add them` and `2. Add them`, not `72 clips`, `cost = 5` or `Answer: 72`.
 _HEADING = re.compile(
     r"[\W_]*(?:\d+(?:[.):]|\s*[-–—])\s+[^\W\d_]{2,}"
     r"|(?!(?i:the|final|answer|result|total|solution)\b)(?<![\\A-Za-z])[^\W\d_]{2,}\b(?!\s*[=(]))"
 )
 _DEFINED = re.compile(r"^(?:async\s+def|def|class)\s+(\w+)", re.MULTILINE)
 _SPACE = re.compile(r"(?:(?!(?<=\d)[\u00a0\u2009\u202f]\d{3})\s)+")
-"""But those that divide thousands."""
+"""White space between words, but for what divides thousands: with a narrow space `12 500` is one word."""
 _MIXED = re.compile(r"\d+/\d+\W*")
 _OPERATORS = ("+", "-", "−", "*", "/", "^", "×", "·", "÷")
 

@@ -45,7 +45,7 @@ GRADER_RESTARTS = 3
 GENERATE_TRIES = 3
 """Engines that a request is given to, each after the one before has died of it or with it."""
 ALIVE_SECONDS = 30.0
-"""That an engine may take to say that it lives."""
+"""Within which an engine's thread comes to a question, between two steps; one that does not hangs."""
 LABEL_TOKENS = 16
 """Room for the label behind a prompt that is graded."""
 

@@ -30,7 +30,7 @@ from posttrain.reward import judged_at_once, scorer_of
 from posttrain.rl_state import shards
 from posttrain.rundir import RunDir
 from posttrain.templates import read_template
-from rollouts.errors import DataError
+from rollouts.errors import CheckpointError, DataError
 from rollouts.generator import Request
 from rollouts.recorder import read_shards, write_rows
 from rollouts.renderer import Renderer
@@ -79,9 +79,7 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
 
     torch.set_num_threads(config.sft.threads)
     datasets.disable_progress_bars()
-    cache = str(rundir.stage("dpo") / "trainer" / "cache")
-    rows = datasets.Dataset.from_parquet(glob.escape(str(stored)), cache_dir=cache)
-    rows = _fitting(rows, config.dpo.max_length)
+    rows = _fitting(_read(stored, rundir.stage("dpo") / "trainer" / "cache"), config.dpo.max_length)
     tokenizer = Renderer(parent).tokenizer
     callback = StageCallback(rundir, "dpo", parent, 1, tokenizer)
     arguments: dict[str, Any] = common_arguments(config.dpo, rundir, "dpo")
@@ -97,6 +95,20 @@ def train_dpo(config: Config, rundir: RunDir, resume: str | None = None) -> Path
     )
     say(f"dpo: {len(rows)} pairs, {config.dpo.num_train_epochs:g} epochs, from {parent}")
     return train(trainer, callback, checkpoint)
+
+
+def _read(path: Path, cache: Path) -> Any:
+    """The pairs of a file, as a data set.
+
+    Raises:
+        CheckpointError: an earlier version mined them.
+    """
+    import datasets
+
+    rows = datasets.Dataset.from_parquet(glob.escape(str(path)), cache_dir=str(cache))
+    if "chosen_ids" not in rows.column_names:
+        raise CheckpointError(f"{path}: pairs of an earlier version, without their tokens; choose another --run")
+    return rows
 
 
 def _fitting(rows: Any, max_length: int) -> Any:

@@ -37,7 +37,6 @@ from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, RolloutGroup
 
 JUDGE_TRIES = 3
-"""Within which an engine's thread comes to a question, between two steps."""
 TOLD = 5
 """Failures of judging that are told."""
 DRIFT_SAMPLES, DRIFT_TOKENS = 4, 64

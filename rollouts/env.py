@@ -105,12 +105,6 @@ def reply_tokens(tokenizer: Any, text: str, turn: Sequence[int]) -> list[int]:
     return ids[1:] if ids[:1] == list(turn[-1:]) else ids
 
 
-def turn_end(tokenizer: Any) -> list[int]:
-    """The tokens that a chat template puts behind the assistant's words at the end of a conversation."""
-    ids: list[int] = tokenizer(_rendered(tokenizer).partition(WORDS)[2], add_special_tokens=False)["input_ids"]
-    return ids
-
-
 def _rendered(tokenizer: Any, *further: Message, **options: Any) -> str:
     """A conversation in which the assistant says `WORDS`, and what follows."""
     conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": WORDS}, *further]

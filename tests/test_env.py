@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from posttrain.config import resolve_model
-from rollouts.env import converse, reply_tokens, turn_end
+from rollouts.env import WORDS, _rendered, converse, reply_tokens
 from rollouts.errors import JudgeError
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, Sampling
@@ -18,6 +19,12 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 PROMPT = Prompt("p", ({"role": "user", "content": "47+38"},), answer="85")
+
+
+def turn_end(tokenizer: Any) -> list[int]:
+    """The tokens that a chat template puts behind the assistant's words at the end of a conversation."""
+    ids: list[int] = tokenizer(_rendered(tokenizer).partition(WORDS)[2], add_special_tokens=False)["input_ids"]
+    return ids
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,13 @@ from judges.endpoint import Endpoint
 from judges.preference import TEMPLATE
 from posttrain import data
 from posttrain.config import PreferenceConfig, load_config, resolve_model
-from posttrain.dpo import _asked, _fitting, _fresh, _recorded, _write
+from posttrain.dpo import _asked, _fitting, _fresh, _read, _recorded, _write
 from posttrain.pair_trainer import PairTrainer
 from posttrain.pairs import PreferencePair
 from posttrain.rundir import RunDir
-from rollouts.errors import ConfigError, DataError, JudgeError
+from rollouts.errors import CheckpointError, ConfigError, DataError, JudgeError
 from rollouts.generator import Request
+from rollouts.recorder import write_rows
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, RolloutGroup, Score
 from tests.posttrain.lineages import write_checkpoint, write_shards
@@ -68,7 +69,13 @@ def stored(path: Path, *chosen: list[int]) -> datasets.Dataset:
     """Pairs as they are written and read: with these tokens on the better side."""
     pairs = [PreferencePair(PROMPT, "85", "8", ids, [5], "run_on", (1, 2)) for ids in chosen]
     _write(path / "pairs.parquet", pairs, Renderer(resolve_model("tiny:base")))
-    return datasets.Dataset.from_parquet(str(path / "pairs.parquet"), cache_dir=str(path / "cache"))
+    return _read(path / "pairs.parquet", path / "cache")
+
+
+def test_pairs_of_an_earlier_version_are_told(tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.parquet", [{"messages": "[]", "chosen": "85", "rejected": "8", "cut_off": True}])
+    with pytest.raises(CheckpointError, match=r"pairs\.parquet: pairs of an earlier version, without their tokens"):
+        _read(tmp_path / "pairs.parquet", tmp_path / "cache")
 
 
 def test_trl_is_given_the_tokens_that_were_sampled_and_no_others(tmp_path: Path) -> None:

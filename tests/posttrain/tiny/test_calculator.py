@@ -9,9 +9,10 @@ from posttrain.config import resolve_model
 from posttrain.tiny.calculator import MAX_REPLIES, equations, reply, value
 from posttrain.tiny.tasks import math_problem
 from rollouts.dotted import load_dotted
-from rollouts.env import reply_tokens, turn_end
+from rollouts.env import reply_tokens
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt
+from tests.test_env import turn_end
 
 MATH = Prompt("p", ({"role": "user", "content": "22+25+6"},), "math", answer="53")
 
