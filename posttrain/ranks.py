@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch does not say that it exports it
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -20,14 +21,20 @@ from posttrain.policy import Policy
 Parallelism = Literal["ddp", "fsdp"]
 
 
-def free_address() -> str:
-    """`host:port` of this machine, for rank 0 to listen at."""
-    import ray
+def open_store(host: str = "127.0.0.1") -> TCPStore:
+    """Where ranks meet, served by this process at its address `host` for as long as it is kept; see `address_of`.
 
-    host = ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"
-    with socket.socket() as listener:
-        listener.bind((host, 0))
-        return f"{host}:{listener.getsockname()[1]}"
+    Its port is this process's from the moment that it is known: one that was found free and let go again may be
+    another's by the time that the first rank is there.
+    """
+    listener = socket.create_server((host, 0))
+    port = listener.getsockname()[1]
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+
+
+def address_of(store: TCPStore) -> str:
+    """`host:port` of a store."""
+    return f"{store.host}:{store.port}"
 
 
 class Ranks:
@@ -47,18 +54,15 @@ class Ranks:
             device: of this rank.
             rank: from 0.
             count: of ranks.
-            address: `host:port` where rank 0 listens.
+            address: `host:port` of the store where they meet; see `open_store`.
             limit: seconds that one rank waits for another, here and in every exchange, until it ends with an error.
         """
         self.device, self.rank, self.count = device, rank, count
         if count > 1:
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                init_method=f"tcp://{address}",
-                rank=rank,
-                world_size=count,
-                timeout=timedelta(seconds=limit),
-            )
+            host, _, port = address.rpartition(":")
+            backend, timeout = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=limit)
+            store = TCPStore(host, int(port), timeout=timeout)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
 
     def wrap(self, policy: Policy, parallelism: Parallelism, dtype: torch.dtype) -> torch.nn.Module:
         """The policy so that a backward pass averages gradients over the ranks.

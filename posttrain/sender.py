@@ -8,13 +8,13 @@ through the weights with it, since each parameter may be in parts on all.
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from posttrain.ranks import free_address
 from posttrain.weights import Weights
 from rollouts.errors import EngineError
 
@@ -52,6 +52,15 @@ def init_info(backend: str, weights: Weights, workers: Sequence[int], rank: int,
     return NCCLTrainerInitInfo(
         rank=rank, master_address=host, master_port=int(port), world_size=1 + sum(workers), **packed
     )
+
+
+def free_address() -> str:
+    """`host:port` of this machine, which vLLM listens at a moment later."""
+    import ray
+
+    host = ray.util.get_node_ip_address()
+    with socket.create_server((host, 0)) as listener:
+        return f"{host}:{listener.getsockname()[1]}"
 
 
 class Engines:

@@ -76,7 +76,7 @@ class PolicyTrainer:
             reference: the one that RL started from: a KL penalty holds the policy to it, an adapter is put on it.
             config: of the run.
             rank: of this process among `trainer.ranks`.
-            address: `host:port` where rank 0 listens; only needed for several ranks.
+            address: `host:port` of the store where the ranks meet; only needed for several.
             device: where to train; the first GPU if there is one, else the CPU. Ray shows an actor only its own GPU.
         """
         torch.manual_seed(config.seed)

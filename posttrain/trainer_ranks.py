@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from posttrain.cluster import Cluster, answer
-from posttrain.ranks import free_address
+from posttrain.ranks import address_of, open_store
 from posttrain.sender import Sent
 from posttrain.step_metrics import StepMetrics
 from posttrain.trainer import PolicyTrainer
@@ -20,7 +20,8 @@ class TrainerRanks:
         """Starts `trainer.ranks` actors on a checkpoint; see `PolicyTrainer`."""
         self._cluster, self._limit = cluster, cluster.config.rl.step_timeout
         seats = cluster.placement.trainer
-        address = cluster.on(seats[0], free_address) if len(seats) > 1 else ""
+        self._store = open_store(cluster.host()) if len(seats) > 1 else None
+        address = address_of(self._store) if self._store else ""
         self.actors = [
             cluster.actor(PolicyTrainer, model, reference, cluster.config, rank, address, seat=seat)
             for rank, seat in enumerate(seats)

@@ -13,6 +13,10 @@ class Dummy:
         bundles = [name[2] for name in names if name[:2] == ["GPU", "group"] and len(name) == 4]
         return [str(gpu) for gpu in ray.get_gpu_ids()], share, bundles
 
+    def node(self) -> str:
+        """Where it runs."""
+        return node_id()
+
 
 def node_id() -> str:
     return str(ray.get_runtime_context().get_node_id())

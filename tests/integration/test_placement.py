@@ -164,10 +164,11 @@ def two_nodes() -> Iterator[str]:
         nodes.shutdown()
 
 
-def test_what_runs_beside_an_actor_runs_on_its_node(two_nodes: str) -> None:
+def test_an_actor_runs_on_the_node_of_its_seat(two_nodes: str) -> None:
     with Cluster(config("generators.count=1"), ROLES["rl"]) as cluster:
         assert node_id() != two_nodes
-        assert cluster.on(cluster.placement.trainer[0], node_id) == two_nodes
+        dummy = cluster.actor(Dummy, seat=cluster.placement.trainer[0])
+        assert ray.get(dummy.node.remote(), timeout=60) == two_nodes
     wide = config("generators.count=1", "generators.tensor_parallel=3")
     with Cluster(wide, ROLES["eval"]) as cluster, pytest.raises(UserError, match="3 GPUs, but the Ray cluster has 2"):
         cluster.actor(Dummy, seat=cluster.placement.engines[0])
@@ -242,7 +243,6 @@ def test_a_cluster_without_gpus_has_no_placement_group() -> None:
         with Cluster(config(), ROLES["run"]) as cluster:
             for _, _, seat in cluster.placement.seats():
                 assert ray.get(cluster.actor(Dummy, seat=seat).given.remote(), timeout=60) == ([], 0, [])
-            assert cluster.on(cluster.placement.trainer[0], node_id) == node_id()
             assert groups() == []
     finally:
         ray.shutdown()

@@ -1,6 +1,7 @@
 """`RAY_ADDRESS`, against a real `ray start --head` that asks for a token."""
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +24,13 @@ TOKEN = "0123456789abcdef" * 4
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Below those that the kernel gives to whoever asks for any, since Ray listens only seconds later."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            found.append(port)
+    return found[:count]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Several ranks (gloo, on the CPU) train as one does, and any number of them goes on from a checkpoint."""
 
 import dataclasses
-from dataclasses import dataclass, field
+import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 import torch.multiprocessing
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
-from posttrain.ranks import free_address
+from posttrain.ranks import address_of, open_store
 from posttrain.trainer import PolicyTrainer
 from tests.posttrain.test_trainer import BASE, config_of, groups
 
@@ -24,7 +26,7 @@ class Job:
     folder: Path
     trainer: dict[str, Any]
     resume: Path | None = None
-    address: str = field(default_factory=free_address)
+    address: str = ""
 
     def run(self, rank: int = 0) -> None:
         """One rank's part."""
@@ -73,13 +75,23 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, alone: Job) -> dict[str, Job
     """What two ranks make of it."""
     folder = tmp_path_factory.mktemp("pairs")
     ddp, fsdp = ({"ranks": 2, "parallelism": name} for name in ("ddp", "fsdp"))
+    stores = [open_store() for _ in range(3)]
+    first, second, third = (address_of(store) for store in stores)
     jobs = {
-        "ddp": Job(folder / "ddp", ddp),
-        "fsdp": Job(folder / "fsdp", fsdp),
-        "goes on": Job(folder / "on", fsdp, alone.folder),
+        "ddp": Job(folder / "ddp", ddp, address=first),
+        "fsdp": Job(folder / "fsdp", fsdp, address=second),
+        "goes on": Job(folder / "on", fsdp, alone.folder, third),
     }
     torch.multiprocessing.spawn(run_all, (list(jobs.values()),), nprocs=2)
     return jobs
+
+
+def test_a_store_keeps_its_port_before_any_rank_is_there() -> None:
+    store = open_store()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("0.0.0.0", store.port))
+    TCPStore("127.0.0.1", store.port).set("key", "value")
+    assert store.get("key") == b"value"
 
 
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp"])
