@@ -299,8 +299,9 @@ def verify(
     """Try a verifier on completions before a run's reward depends on it.
 
     A row has `completion` (for code: the program) and `answer`; for code `tests`: Python source that is run after the
-    program, a list of assert statements, or a list of {"input", "output"} pairs; for format `format`: [left, right].
-    Written is {"solved", "score", "reason", "error"}; `error` is null unless judging itself failed.
+    program, a list of assert statements, or a list of {"input", "output"} pairs; for format `format`: the two texts
+    between which the answer stands. Written is {"solved", "score", "reason", "error"}; `error` is null unless judging
+    itself failed.
     """
     from posttrain.config import SandboxConfig
     from posttrain.verify import print_summary

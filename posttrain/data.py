@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from rollouts.renderer import Renderer
 from rollouts.types import Prompt
 
 _NOT_SET = "data.{}.path is not set; name a JSONL or Parquet file, or a `datasets` name"
+_NO_IMAGES = "an image, but no stage reads images yet; leave out the row or the field"
 
 
 def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say: Callable[[str], None]) -> list[Prompt]:
@@ -48,7 +50,7 @@ def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say:
         answer_pattern=source.answer_pattern,
         system=source.system,
         what=f"data.{what}",
-        no_images=_no_images(config),
+        no_images=_NO_IMAGES,
         lacking=_lacking(config),
     )
     if what == "heldout":
@@ -67,8 +69,9 @@ def prompts(config: Config, what: str, renderer: Renderer, max_tokens: int, say:
     return fitting
 
 
-def check_quotas(config: Config, found: Sequence[Prompt]) -> None:
-    """Checks that RL has prompts of each capability that it is to draw; a window on a stream checks its own.
+def check_quotas(config: Config, found: Sequence[Prompt], say: Callable[[str], None] = lambda _: None) -> None:
+    """Checks that RL has prompts of each capability that it is to draw; a window on a stream checks its own. Tells how
+    many there are of others.
 
     Raises:
         DataError: `rl.quotas` names another.
@@ -80,6 +83,10 @@ def check_quotas(config: Config, found: Sequence[Prompt]) -> None:
             f"{config.data.prompts.path}: no prompt of the capability '{missing[0]}' (there: {', '.join(there)}); "
             "rl.quotas names it: add some, or take it out of there"
         )
+    others = Counter(prompt.domain for prompt in found if config.rl.quotas and prompt.domain not in config.rl.quotas)
+    if others:
+        names = ", ".join(sorted(others))
+        say(f"{config.data.prompts.path}: left out {others.total()} prompts of capabilities not in rl.quotas: {names}")
 
 
 def window(config: Config, renderer: Renderer, say: Callable[[str], None], checkpoint: Path | None) -> PromptWindow:
@@ -116,7 +123,7 @@ def _stream(config: Config, renderer: Renderer, max_tokens: int) -> PromptStream
         constants=source.constants,
         answer_pattern=source.answer_pattern,
         system=source.system,
-        no_images=_no_images(config),
+        no_images=_NO_IMAGES,
         lacking=_lacking(config),
     )
     return PromptStream(
@@ -186,7 +193,7 @@ def demonstrations(config: Config) -> list[Demonstration]:
         constants=source.constants,
         system=source.system,
         what="data.demonstrations",
-        no_images=_no_images(config),
+        no_images=_NO_IMAGES,
     )
 
 
@@ -208,7 +215,3 @@ def _lacking(config: Config) -> Callable[[Prompt], str]:
         return next(filter(None, (lacking(name, prompt) for name in rewards)), "")
 
     return lack
-
-
-def _no_images(config: Config) -> str:
-    return f"an image, but {config.model} has no vision; drop the field or use a vision model"

@@ -21,9 +21,11 @@ def print_plan(command: str, config: Config, run: Path) -> None:
     print(f"# run directory: {run.resolve()}" + (" (exists: continued)" if (run / "config.json").is_file() else ""))
     print(f"# base model: {resolve_model(config.model)}")
     rl, engines = config.rl, config.generators
+    pruned = config.prune.enabled
+    learnt = "what was kept" if pruned else _data(config, "demonstrations")
     lines = {
         "prune": f"judge {_data(config, 'demonstrations')} with {_judges(config)}, {_kept(config)}",
-        "sft": f"{config.sft.num_train_epochs:g} epochs on what was kept, learning rate {config.sft.learning_rate:g}",
+        "sft": f"{config.sft.num_train_epochs:g} epochs on {learnt}, learning rate {config.sft.learning_rate:g}",
         "rl": f"{rl.steps} steps of {rl.prompts_per_step} prompts x {rl.group_size} rollouts from "
         f"{_data(config, 'prompts')}, staleness at most {rl.max_staleness}; {rl.generators} of {engines.count} engines "
         f"make rollouts, each with {engines.tensor_parallel} device(s); reward {_reward(config)}",
@@ -31,7 +33,7 @@ def print_plan(command: str, config: Config, run: Path) -> None:
         f"{config.dpo.learning_rate:g}",
         "passk": f"pass rates of {_data(config, 'prompts')}; {engines.count} engines sample; reward {_reward(config)}",
     }
-    for stage in STAGES if command == "run" else (command,):
+    for stage in STAGES[not pruned :] if command == "run" else (command,):
         print(f"# {stage}: {lines[stage]}")
     if command == "run":
         print(f"# evaluations: base and each stage on {_data(config, 'heldout')}")

@@ -21,7 +21,7 @@ from judges.llm import LABELS, PLACES, TEMPLATE, Failure, LLMJudge, Verdict
 from judges.pruner import Candidate, Decision, decide
 from judges.verdict_cache import VerdictCache, identity, key_of
 from posttrain import data
-from posttrain.cluster import LABEL_TOKENS, Cluster, answer, engine_settings, readable, run
+from posttrain.cluster import LABEL_TOKENS, Cluster, answer, engine_settings, patiently, readable, run
 from posttrain.config import Config, resolve_model
 from posttrain.passk import read_questions
 from posttrain.placement import ROLES
@@ -194,7 +194,8 @@ async def _judge(
         async def work(engine: Any) -> None:
             async def generate(requests: Sequence[Request]) -> list[list[Rollout]]:
                 limit = limits.request_timeout
-                result: list[list[Rollout]] = await answer(engine.generate_all.remote(requests), limit, "the judge")
+                asked = engine.generate_all.remote(requests)
+                result: list[list[Rollout]] = await patiently(asked, engine, limit, "the judge", conversing=False)
                 return result
 
             judge = LLMJudge(model, renderer, generate, template, longest)

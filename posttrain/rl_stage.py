@@ -88,7 +88,7 @@ def train_rl(config: Config, rundir: RunDir, resume: str | None = None) -> Path:
     prompts: list[Prompt] | PromptWindow
     if config.data.prompts.window is None:
         prompts = data.prompts(config, "prompts", renderer, config.rl.sampling.max_tokens, say)
-        data.check_quotas(config, prompts)
+        data.check_quotas(config, prompts, say)
     else:
         prompts = data.window(config, renderer, say, checkpoint)
     heldout = data.prompts(config, "heldout", renderer, config.eval.max_tokens, say) if config.rl.eval_every else []

@@ -116,11 +116,11 @@ def test_a_demonstration_without_an_answer(posttrain: Command) -> None:
     assert line == "rows.jsonl:1: no field 'completion' (fields there: prompt); map it under data.demonstrations.fields"
 
 
-def test_an_image_where_the_model_has_no_vision(posttrain: Command, command: str) -> None:
+def test_an_image_is_refused(posttrain: Command, command: str) -> None:
     _, good = READERS[command]
     path = rows("rows.jsonl", good, good | {"images": ["cat.png"]})
     line = fails(posttrain(*reading(command, path)))
-    why = "an image, but tiny:base has no vision; drop the field or use a vision model"
+    why = "an image, but no stage reads images yet; leave out the row or the field"
     assert line == f"rows.jsonl:2: field 'images': {why}"
 
 
@@ -432,6 +432,14 @@ def test_dry_run_of_one_stage(posttrain: Command, tmp_path: Path) -> None:
     assert lines[0] == f"# run directory: {tmp_path}/runs/tiny"
     assert lines[2] == "# sft: 1 epochs on what was kept, learning rate 0.0003"
     assert len(lines) == 3
+
+
+def test_dry_run_without_pruning(posttrain: Command) -> None:
+    code, out, _ = posttrain("run", "tiny-chat", "--dry-run")
+    lines = [line for line in out.splitlines() if line.startswith("# ")]
+    assert code == 0
+    assert not any("prune" in line for line in lines)
+    assert lines[2] == "# sft: 3 epochs on posttrain.tiny.chat:demonstrations, learning rate 0.002"
 
 
 def test_dry_run_takes_no_mistake(posttrain: Command) -> None:

@@ -165,8 +165,8 @@ class GeneratorsConfig(Section):
     count: int = Field(default=2, ge=1)
     """Engines in the pool, each in an actor of its own."""
     kv_cache_gib: float | None = Field(default=None, gt=0)
-    """KV cache per engine, in GiB; saves the profiling at start. null: what `gpu_memory_utilization` leaves of a GPU;
-    0.25 on a CPU."""
+    """KV cache on each GPU of an engine, in GiB; saves the profiling at start. null: what `gpu_memory_utilization`
+    leaves of a GPU; 0.25 on a CPU."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of a GPU's memory that an engine takes; without meaning on a CPU. On a shared GPU at most `gpus`."""
     tensor_parallel: int = Field(default=1, ge=1)
@@ -185,7 +185,8 @@ class GeneratorsConfig(Section):
     """Run without compiling: starts in seconds instead of minutes, generates more slowly. null: on a CPU."""
     weight_transfer: Literal["auto", "shm", "nccl", "ipc"] = "auto"
     """How RL's engines get new weights. `shm`: a file in shared memory. `nccl`: a broadcast between GPUs. `ipc`: read
-    from a GPU that they share with the trainer. `auto`: as the devices allow. LoRA adapters always go as files."""
+    from a GPU that they share with the trainer. `auto`: `ipc` or `nccl` where GPUs allow it. LoRA adapters always go as
+    files."""
     start_timeout: float = Field(default=300.0, gt=0)
     """Seconds until an engine that does not start is an error."""
     request_timeout: float = Field(default=600.0, gt=0)
@@ -376,7 +377,7 @@ class RubricConfig(Section):
     """Longest prompt that `model` reads, in tokens; what is longer counts as not judged, and its group is rejected."""
     length_penalty: float = Field(default=0.1, ge=0)
     """Taken off a grade for each doubling of an answer's length beyond the median of its group, since judges favour
-    long answers. 0 with `rl.early_stop`, which has the first answers of a group judged alone."""
+    long answers. Must be 0 with `rl.early_stop`, which has the first answers of a group judged alone."""
 
     @property
     def asks(self) -> bool:
@@ -598,13 +599,14 @@ class RLConfig(Section):
     selection: Literal["signal", "pools", "dynamic_sampling", "uniform"] = "signal"
     """`signal`: prompts whose pass rate by the policy itself promises a gradient. `pools`: easy, normal and hard ones
     in fixed shares, by the rate of the last group. `dynamic_sampling`: every prompt alike, as DAPO does
-    (https://arxiv.org/abs/2503.14476). With these three, groups without an advantage are rejected and replaced.
-    `uniform`: every prompt alike, and such groups keep their place in the batch."""
+    (https://arxiv.org/abs/2503.14476). With these three, groups of equal outcomes are rejected and replaced, even
+    where their rewards differ (not with `advantage: reinforce_pp`, whose baseline is the batch's). `uniform`: every
+    prompt alike, and such groups keep their place in the batch."""
     curriculum: CurriculumConfig = CurriculumConfig()
     """What `signal` and `pools` aim at."""
     quotas: dict[str, float] | None = None
-    """Capability → weight of its share in every batch; prompts of it with an image are `CAPABILITY/image`. null: equal
-    shares for those of the prompts."""
+    """Capability → weight of its share in every batch; prompts of others are left out. null: equal shares for those of
+    the prompts."""
     retest_every: int = Field(default=10, ge=1)
     """Train steps after which a capability that lends its share is tried again."""
     max_rejected_in_a_row: int = Field(default=64, ge=1)
@@ -781,7 +783,8 @@ class Config(Section):
     model: str
     """The base checkpoint: a model directory, a hub name, or `tiny:base`, the model that comes with the package."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Number format of the vLLM engines and of the weights sent to them."""
+    """Number format of the vLLM engines, of the weights sent to them and of the export; on a GPU also of the passes of
+    SFT and DPO, and of RL's unless `trainer.dtype` says otherwise."""
     max_model_len: int = Field(default=512, ge=2)
     """Longest prompt with completion of the vLLM engines, in tokens."""
     threads: int = Field(default=1, ge=1)

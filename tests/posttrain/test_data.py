@@ -212,3 +212,13 @@ def test_a_mistake_in_a_window_is_one_line(override: str, line: str) -> None:
     with pytest.raises(ConfigError) as error:
         config(override, "rl.prompts_per_step=16", "rl.max_staleness=2")
     assert str(error.value).endswith(line)
+
+
+def test_prompts_of_capabilities_without_a_quota_are_told(renderer: Renderer) -> None:
+    settings, told = config("rl.quotas={math: 2}"), list[str]()
+    found = data.prompts(settings, "prompts", renderer, 8, told.append)
+    others = [prompt.capability for prompt in found if prompt.capability != "math"]
+    assert {"code", "reasoning"} == set(others)
+    data.check_quotas(settings, found, told.append)
+    data.check_quotas(config(), found, told.append)
+    assert told == [f"tiny:rl: left out {len(others)} prompts of capabilities not in rl.quotas: code, reasoning"]
