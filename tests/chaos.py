@@ -72,7 +72,8 @@ def suffer(
         kills: how many processes are killed.
         seed: of the moments and the victims.
         longest: seconds from the start of a life, or from the last kill, within which the next one comes.
-        once_training: seconds are counted from the first step of a life.
+        once_training: seconds are counted from the first step of a life; in the first life from one that has a
+            checkpoint behind it, so that the next one is a continuation.
         more: steps behind the newest checkpoint that the last life makes.
     """
     rng, found, started = np.random.default_rng(seed), Ordeal(), time.monotonic()
@@ -81,7 +82,7 @@ def suffer(
         found.lives += 1
         try:
             if once_training:
-                running.wait_for("reward")
+                running.wait_for("step    3  reward" if found.lives == 1 else "reward")
             while not _ended(running, rng.uniform(0, longest)) and len(found.kills) < kills:
                 _kill_one(running, rng, found)
             if running.process.poll() is None:

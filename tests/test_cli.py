@@ -464,7 +464,8 @@ def test_help_names_every_command_and_loads_no_engine() -> None:
         "import sys; from posttrain.cli import main; sys.argv = ['posttrain', '--help']\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code\n"
-        "print('loaded:', *(e for e in ('torch', 'ray', 'vllm', 'transformers', 'datasets') if e in sys.modules))"
+        "engines = 'torch', 'ray', 'vllm', 'transformers', 'trl', 'datasets', 'matplotlib'\n"
+        "print('loaded:', *(e for e in engines if e in sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     *text, loaded = result.stdout.splitlines()
@@ -487,6 +488,7 @@ def test_the_installed_command_fails_without_a_traceback(tmp_path: Path) -> None
     ("error", "code", "line"),
     [
         ("JudgeError('reward f failed on prompt p: KeyError: 1')", 1, "reward f failed on prompt p: KeyError: 1"),
+        ("NonFiniteError('step 7: the gradient is not finite')", 1, "step 7: the gradient is not finite"),
         ("OSError(28, 'No space left on device', '/r/x')", 2, "/r/x: No space left on device"),
         (
             "RuntimeError('Error: I/O error: No space left on device (os error 28)')",
@@ -505,7 +507,7 @@ def test_the_installed_command_fails_without_a_traceback(tmp_path: Path) -> None
 def test_what_no_user_can_read_is_one_line(error: str, code: int, line: str) -> None:
     script = (
         "import sqlite3, sys\nfrom ray.exceptions import RayTaskError\nfrom posttrain import cli\n"
-        "from rollouts.errors import JudgeError\n"
+        "from rollouts.errors import JudgeError, NonFiniteError\n"
         f"def app(**_): raise {error}\ncli.app = app\ncli.main()"
     )
     result = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)

@@ -1,11 +1,8 @@
-"""The distribution: its version, its data, its pins, and a CLI that starts without the engines."""
+"""The distribution: its version, its data, its pins."""
 
 import importlib.metadata
 import importlib.util
-import json
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -16,7 +13,6 @@ from packaging.utils import canonicalize_name
 import posttrain
 
 ROOT = Path(__file__).parent.parent
-ENGINES = ["torch", "ray", "vllm", "transformers", "trl", "datasets", "matplotlib"]
 
 
 def project() -> dict:
@@ -62,10 +58,3 @@ def test_pins_name_no_index_and_no_path():
     text = (ROOT / ".ci/constraints-cpu.txt").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert not [line for line in lines if re.search(r"://|@|^-|^/|\+", line)]
-
-
-@pytest.mark.skipif(importlib.util.find_spec("posttrain.cli") is None, reason="there is no CLI yet")
-def test_cli_loads_no_engine():
-    code = f"import json, sys, posttrain.cli; print(json.dumps([e for e in {ENGINES!r} if e in sys.modules]))"
-    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert json.loads(result.stdout) == []

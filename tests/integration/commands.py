@@ -97,7 +97,7 @@ class Running:
                 found[int(entry.name)] = command
         return found
 
-    def left(self, patience: float = 3.0) -> Processes:
+    def left(self, patience: float = 20.0) -> Processes:
         """The processes that are still there, after a moment in which the last of them may go."""
         end = time.monotonic() + patience
         while (found := self.processes()) and time.monotonic() < end:

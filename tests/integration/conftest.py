@@ -53,7 +53,7 @@ data:
   demonstrations: {path: tiny:sft, limit: 200}
   prompts: {path: tiny:rl, limit: 600}
   heldout: {path: tiny:heldout, limit: 30}
-judge: {model: tiny:judge, template: tiny:judge-template, max_prompt_tokens: 500}
+judge: {model: tiny:judge, template: tiny:judge-template, max_prompt_tokens: 500, count: 1}
 generators: {count: 2, kv_cache_gib: 0.125}
 sft: {learning_rate: 3e-4, per_device_train_batch_size: 20, gradient_accumulation_steps: 1, threads: 1}
 rl:

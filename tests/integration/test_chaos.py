@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from posttrain.ledger import Ledger
 from tests.chaos import command, parameters_apart, suffer, trained
 from tests.integration.commands import posttrain
 
@@ -13,7 +14,7 @@ def test_a_killed_synchronous_run_trains_on_the_same_draws_and_tokens_to_the_sam
     whole.mkdir()
     found = suffer(broken, ["rl.max_staleness=0"], kills=3, seed=0, longest=2.0, once_training=True, more=4)
     assert (len(found.kills), found.problems) == (3, ())
-    assert found.lives > 1
+    assert any(step > 0 for _, step, _ in Ledger(broken / "r/ledger.db", read_only=True).attempts())
     posttrain(*command(["rl.max_staleness=0"], found.steps), cwd=whole)
     assert trained(broken / "r") == trained(whole / "r")
     assert parameters_apart(broken / "r", whole / "r") == 0

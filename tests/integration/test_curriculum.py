@@ -51,14 +51,6 @@ def test_a_scan_has_a_row_for_each_prompt(scanned: Ended, cwd: Path) -> None:
         assert word in scanned.err
 
 
-def test_a_second_scan_does_not_write_over_the_first(scanned: Ended, cwd: Path) -> None:
-    before = (cwd / "r/passk.parquet").read_bytes()
-    ended = posttrain("passk", *WORDS, cwd=cwd, code=2)
-    assert ended.line().endswith("r/passk.parquet: exists already, and is not written over; name another file with "
-                                 "--out, or remove it")  # fmt: skip
-    assert (cwd / "r/passk.parquet").read_bytes() == before
-
-
 def hub(home: Path, name: str, model: str) -> dict[str, str]:
     """The environment in which a name of the hub means a model that is here, as if it had been downloaded before."""
     folder = home / "hub" / f"models--{name.replace('/', '--')}"

@@ -217,13 +217,17 @@ def test_what_was_under_way_goes_on_where_it_stood(
 def test_no_checkpoint_waits_for_a_conversation_to_end(workers: Watched) -> None:
     """Engines cannot tell how far it is, so that it is not taken for one that has just ended."""
     config = workers.config = load_config("tiny-calculator", [*WORDS, "rl.max_staleness=4"])
+    workers.requests = []
     run(workers.begin(0, None))
     (prompt, *_) = data.prompts(config, "prompts", Renderer(BASE), config.rl.sampling.max_tokens, print)
 
     async def asked() -> RolloutGroup:
         making = asyncio.ensure_future(workers.rollout(Draw(0, 0, prompt, 0)))
-        for _ in range(3):  # until the engine has been given the request
+        for _ in range(1000):
             await asyncio.sleep(0)
+            if workers.requests:
+                break
+        await asyncio.sleep(0)  # now the engine has been given it
         (group,) = await workers.under_way([0])
         await making
         return group
@@ -232,12 +236,16 @@ def test_no_checkpoint_waits_for_a_conversation_to_end(workers: Watched) -> None
 
 
 def grades(server: Server) -> None:
-    """Scripts a model that likes an odd number of letters, and fails on one answer in twenty."""
+    """Scripts a model that likes an odd number of letters, fails on one answer in twenty, and likes no answer to one
+    question in five.
+    """
 
     def grade(text: str) -> tuple[int, str]:
-        answer = "\n".join(text.partition("### Answer\n")[2].partition("\n\nReply")[0].split("\n")[1:-1])
+        question, _, answer = text.partition("### Answer\n")
+        answer = "\n".join(answer.partition("\n\nReply")[0].split("\n")[1:-1])
         failing = zlib.crc32(answer.encode()) % 20 == 0
-        return (500, "{}") if failing else (200, completion(json.dumps({"grade": 9 if len(answer) % 2 else 3})))
+        liked = zlib.crc32(question.encode()) % 5 and len(answer) % 2
+        return (500, "{}") if failing else (200, completion(json.dumps({"grade": 9 if liked else 3})))
 
     server.scripts = {"### Answer\n": grade}
 

@@ -1,4 +1,4 @@
-"""What ends a run with one line, with the real actors: too few GPUs, a step whose gradient is not finite."""
+"""A step whose gradient is not finite, and an update that an engine cannot load, with the real actors."""
 
 import json
 import math
@@ -15,75 +15,16 @@ from ray.exceptions import RayActorError
 from safetensors.torch import load_file
 
 from posttrain.cluster import Cluster, run
-from posttrain.config import Config, load_config, resolve_model
-from posttrain.pipeline import evaluate_checkpoint, run_all
-from posttrain.placement import ROLES
+from posttrain.config import load_config, resolve_model
 from posttrain.rl_stage import train_rl
 from posttrain.rundir import Manifest, RunDir
 from posttrain.slots import Draw, Judged
 from posttrain.workers import RayWorkers
-from rollouts.errors import EngineError, NonFiniteError, UserError
+from rollouts.errors import EngineError, NonFiniteError
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Rollout, RolloutGroup
-from tests.integration.commands import posttrain
 
 BASE = resolve_model("tiny:base")
-
-# ------------------------------------------------------------------------------------------------------------- GPUs
-
-
-@pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A Ray that says it has two GPUs, on which no placement group may be asked for, and so no actor can start."""
-
-    def group(*arguments: object, **options: object) -> None:
-        raise AssertionError("a placement group was asked for")
-
-    monkeypatch.setattr("posttrain.cluster.placement_group", group)
-    ray.init(
-        address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-        object_store_memory=100 * 2**20,
-    )  # fmt: skip
-    yield
-    ray.shutdown()
-
-
-def line(config: Config, path: Path, what: str) -> str:
-    """The error of a stage that starts no engine."""
-    rundir = RunDir(path, config)
-    start = {
-        "run": lambda: run_all(config, rundir),
-        "rl": lambda: train_rl(config, rundir),
-        "eval": lambda: evaluate_checkpoint(config, BASE),
-    }[what]
-    with pytest.raises(UserError) as caught:
-        start()
-    return str(caught.value)
-
-
-def test_more_gpus_than_there_are_is_an_error_before_any_engine_starts(two_gpus: None, tmp_path: Path) -> None:
-    mend = (
-        "but the Ray cluster has 2; lower these, or let trainer and engines share GPUs (trainer.gpus and "
-        "generators.gpus below 1)"
-    )
-    two = load_config("tiny", ["generators.count=2", "data.demonstrations.limit=20"])
-    both = "trainer.ranks=1 with 1 GPU each, generators.count=2 with 1 GPU each"
-    assert line(two, tmp_path / "a", "rl") == f"{both}: 3 GPUs, {mend}"
-    assert line(two, tmp_path / "b", "run") == f"{both}, judge.count=2 with 1 GPU each: 3 GPUs, {mend}"
-    wide = load_config("tiny", ["generators.count=1", "generators.tensor_parallel=4"])
-    assert line(wide, tmp_path / "c", "eval") == f"generators.count=1 with 4 GPUs each: 4 GPUs, {mend}"
-
-
-def test_as_many_gpus_as_there_are_will_do(two_gpus: None) -> None:
-    with Cluster(load_config("tiny", ["generators.count=1"])) as cluster:
-        cluster.check_gpus()
-    with Cluster(load_config("tiny", ["generators.count=2"]), ROLES["eval"]) as cluster:
-        cluster.check_gpus()
-    with Cluster(load_config("tiny", ["generators.count=2"])) as cluster, pytest.raises(UserError):
-        cluster.check_gpus()
-
-
-# ------------------------------------------------------------------------------------------------------- not finite
 
 
 @pytest.fixture(scope="module")
@@ -161,24 +102,27 @@ def reward(prompt, completion):
 """
 
 
-def test_a_run_that_is_not_finite_ends_with_one_line_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+def test_a_run_that_is_not_finite_ends_with_one_line_and_keeps_its_checkpoint(
+    workers: RayWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "huge.py").write_text(HUGE)
+    monkeypatch.syspath_prepend(tmp_path)
     words = [
-        "rl", "tiny", "--run", "r", "reward=huge:reward", "rl.advantage=dr_grpo",
-        "generators.count=1", "rl.generators=1", "rl.prompts_per_step=4", "rl.quotas={math: 1}", "rl.max_staleness=0",
-        "rl.group_size=4", "rl.sampling.max_tokens=48",
-        "rl.eval_every=0", "rl.checkpoint_every=1",
+        "reward=huge:reward", "rl.advantage=dr_grpo", "generators.count=1", "rl.generators=1", "rl.prompts_per_step=4",
+        "rl.quotas={math: 1}", "rl.max_staleness=0", "rl.group_size=4", "rl.sampling.max_tokens=48", "rl.eval_every=0",
+        "rl.checkpoint_every=1",
     ]  # fmt: skip
-    ended = posttrain(*words, cwd=tmp_path, code=1)
-    assert "Traceback" not in ended.err
-    last = ended.err.splitlines()[-1]
+    config = load_config("tiny", words)
+    monkeypatch.setattr(workers._cluster, "config", config)
+    with pytest.raises(NonFiniteError) as caught:
+        train_rl(config, RunDir(tmp_path / "r", config))
     found = re.fullmatch(
-        r"posttrain: step (\d+): the gradient is not finite \(norm nan, loss \S+\); its batch is in (\S+), "
+        r"step (\d+): the gradient is not finite \(norm nan, loss \S+\); its batch is in (\S+), "
         r"as rollouts are written; look at its rewards and logprobs, or lower rl\.learning_rate, "
         r"and continue with --resume auto",
-        last,
+        str(caught.value),
     )
-    assert found, last
+    assert found, caught.value
     step = int(found[1])
     assert step > 1
     checkpoint = max((tmp_path / "r/rl/checkpoints").iterdir())

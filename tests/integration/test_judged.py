@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from posttrain.cluster import Cluster
 from posttrain.config import load_config, resolve_model
 from posttrain.placement import ROLES
+from posttrain.prune import prune
 from posttrain.reward import scorer_of
+from posttrain.rundir import RunDir
 from posttrain.slots import Draw
 from posttrain.tiny.chat import MANNERS, prompts
 from posttrain.verifier import Verifier
@@ -32,18 +34,20 @@ from tests.judges.server import completion, serving
 LABELS = [json.dumps({"label": label}) for label in ("easy", "medium", "hard")]
 
 
-def test_a_judge_behind_an_endpoint_prunes_and_is_asked_nothing_twice(tmp_path: Path) -> None:
+def test_a_judge_behind_an_endpoint_prunes_and_is_asked_nothing_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serving() as server:
         server.scripts = {"### Task": lambda text: (200, completion(LABELS[len(text) % 3]))}
         words = [
             "data.demonstrations.limit=60", f"judge.endpoint={{base_url: '{server.url}', model: m}}",
             "judge.template=null",
         ]  # fmt: skip
-        posttrain("prune", "tiny", "--run", str(tmp_path / "run"), *words, cwd=tmp_path)
-        assert len(server.seen) == 60
-        again = posttrain("prune", "tiny", "--run", str(tmp_path / "run"), *words, "prune.method=longest", cwd=tmp_path)
-        assert len(server.seen) == 60
-    assert "60 verdicts are known already" in again.err
+        for more in ([], ["prune.method=longest"]):
+            config = load_config("tiny", [*words, *more])
+            prune(config, RunDir(tmp_path / "run", config))
+            assert len(server.seen) == 60
+    assert "60 verdicts are known already" in capsys.readouterr().err
     rows = read_table(tmp_path / "run/sft/verdicts.parquet").to_pylist()
     assert {row["label"] for row in rows} == {"easy", "medium", "hard"}
     assert "longest" in next(row["reason"] for row in rows if row["kept"])

@@ -1,6 +1,6 @@
 """An engine that keeps the cache of requests in flight over a weight update, and never gives it to later requests."""
 
-import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from posttrain.config import load_config, resolve_model
 from rollouts.generator import Request
 from rollouts.renderer import Renderer
 from rollouts.types import Rollout, Sampling
+from tests.integration.engines import begun
 from tests.integration.reference import logprobs_of
 
 BASE = resolve_model("tiny:base")
@@ -51,23 +52,30 @@ class Sampled:
     after: list[Rollout]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["kept", "computed anew"])
-def sampled(request: pytest.FixtureRequest, versions: list[Any]) -> Sampled:
-    config = load_config("tiny", ["generators.count=1", f"generators.keep_cache={request.param}"])
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(load_config("tiny", ["generators.count=1"])) as running:
+        yield running
 
-    async def rollouts(engine: Any) -> tuple[list[Rollout], list[Rollout]]:
+
+@pytest.fixture(scope="module", params=[True, False], ids=["kept", "computed anew"])
+def sampled(request: pytest.FixtureRequest, cluster: Cluster, versions: list[Any]) -> Sampled:
+    settings = engine_settings(cluster.config, keep_cache=request.param)
+    engine = cluster.generator(BASE, settings, cluster.placement.engines[0])
+
+    async def rollouts() -> tuple[list[Rollout], list[Rollout]]:
         await engine.ready.remote()
         await engine.generate.remote(Request(PROMPT, SAMPLING))  # the first one takes longer
-        call = engine.generate.remote(Request(PROMPT, SAMPLING, 250))
-        await asyncio.sleep(0.3)
+        call = engine.generate.remote(Request(PROMPT, SAMPLING, 250, draw_id=0))
+        await begun(engine, 16)
         await engine.update_weights.remote(versions[2], 1)
         return [each for each in await call if len(each.policy_versions) > 1], await engine.generate.remote(
             Request(PROMPT, SAMPLING, 4)
         )
 
-    with Cluster(config) as cluster:
-        engine = cluster.generator(BASE, engine_settings(config), cluster.placement.engines[0])
-        return Sampled(request.param, *run(rollouts(engine)))
+    found = Sampled(request.param, *run(rollouts()))
+    cluster.end(engine)
+    return found
 
 
 def apart(model: Any, rollout: Rollout) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """A LoRA policy in the loop's own workers: engines are given the adapter alone, and serve exactly what is trained."""
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from posttrain.workers import RayWorkers
 from rollouts.generator import Request
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt, RolloutGroup
+from tests.integration.engines import begun
 from tests.posttrain.test_trainer import groups
 
 BASE = resolve_model("tiny:base")
@@ -42,11 +42,13 @@ def train(workers: RayWorkers) -> None:
 def check_in_flight(workers: RayWorkers, version: int) -> None:
     """Rollouts that are in flight during an update: what claims the new version is as likely as it says under it."""
     tokens = workers._renderer.prompt_tokens(PROMPTS[0].messages)
-    requests = [Request(tokens, replace(workers._sampling, max_tokens=400), 8, seed=seed) for seed in range(16)]
+    sampling = replace(workers._sampling, max_tokens=400)
+    requests = [Request(tokens, sampling, 8, seed=seed, draw_id=seed) for seed in range(16)]
+    (engine,) = workers._pool.actors
 
     async def made() -> Any:
-        call = workers._pool.actors[0].generate_all.remote(requests)
-        await asyncio.sleep(0.3)
+        call = engine.generate_all.remote(requests)
+        await begun(engine, 16)
         await workers.update_weights(version)
         return await call
 

@@ -16,8 +16,9 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from posttrain import cluster as cluster_module
 from posttrain.cluster import Cluster, run
 from posttrain.config import Config, load_config, resolve_model
-from posttrain.pipeline import run_all
+from posttrain.pipeline import evaluate_checkpoint, run_all
 from posttrain.placement import ROLES, Seat
+from posttrain.rl_stage import train_rl
 from posttrain.rundir import RunDir
 from posttrain.trainer_ranks import TrainerRanks
 from rollouts.errors import UserError
@@ -26,6 +27,7 @@ from tests.integration.dummies import Dummy, node_id
 
 QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 MEMORY = 100 * 2**20
+BASE = resolve_model("tiny:base")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,15 @@ def test_nothing_is_reserved_by_who_starts_nothing(eight_gpus: None) -> None:
         assert groups() == []
 
 
+def test_ranks_meet_and_end_in_their_bundles(eight_gpus: None, tmp_path: Path) -> None:
+    with Cluster(config("trainer.ranks=2", "generators.count=1"), ROLES["rl"]) as cluster:
+        trainer = TrainerRanks(cluster, BASE, BASE)
+        run(trainer.ready(120))
+        run(trainer.publish(str(tmp_path / "w.safetensors")))
+        trainer.end()
+        assert (tmp_path / "w.safetensors").stat().st_size > 10**6
+
+
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
@@ -115,6 +126,45 @@ def test_a_request_that_is_too_large_ends_at_once(eight_gpus: None) -> None:
         "these, or let trainer and engines share GPUs (trainer.gpus and generators.gpus below 1)"
     )
     assert groups() == []
+
+
+def line(config: Config, path: Path, what: str) -> str:
+    """The error of a stage that starts no engine."""
+    rundir = RunDir(path, config)
+    start = {
+        "run": lambda: run_all(config, rundir),
+        "rl": lambda: train_rl(config, rundir),
+        "eval": lambda: evaluate_checkpoint(config, BASE),
+    }[what]
+    with pytest.raises(UserError) as caught:
+        start()
+    return str(caught.value)
+
+
+def test_more_gpus_than_there_are_is_an_error_before_any_engine_starts(
+    eight_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def group(*arguments: object, **options: object) -> None:
+        raise AssertionError("a placement group was asked for, without which no actor can start")
+
+    monkeypatch.setattr("posttrain.cluster.placement_group", group)
+    mend = (
+        "but the Ray cluster has 8; lower these, or let trainer and engines share GPUs (trainer.gpus and "
+        "generators.gpus below 1)"
+    )
+    eight = load_config("tiny", ["generators.count=8", "data.demonstrations.limit=20"])
+    both = "trainer.ranks=1 with 1 GPU each, generators.count=8 with 1 GPU each"
+    assert line(eight, tmp_path / "a", "rl") == f"{both}: 9 GPUs, {mend}"
+    assert line(eight, tmp_path / "b", "run") == f"{both}, judge.count=8 with 1 GPU each: 9 GPUs, {mend}"
+    wide = load_config("tiny", ["generators.count=1", "generators.tensor_parallel=16"])
+    assert line(wide, tmp_path / "c", "eval") == f"generators.count=1 with 16 GPUs each: 16 GPUs, {mend}"
+
+
+def test_as_many_gpus_as_there_are_will_do(eight_gpus: None) -> None:
+    with Cluster(config("generators.count=7"), ROLES["rl"]) as cluster:
+        cluster.check_gpus()
+    with Cluster(config("generators.count=8"), ROLES["eval"]) as cluster:
+        cluster.check_gpus()
 
 
 def test_gpus_that_others_use_are_waited_for_until_the_limit(eight_gpus: None) -> None:
@@ -150,7 +200,45 @@ def test_engines_and_trainer_on_two_nodes_are_an_error(eight_gpus: None, monkeyp
         cluster.actor(Dummy, seat=cluster.placement.engines[0])
 
 
-@pytest.fixture
+# --------------------------------------------------------------------------------------------------------- real stages
+
+
+@pytest.mark.slow
+def test_every_stage_runs_on_one_gpu(tmp_path: Path) -> None:
+    """Judge and engine do not fit on it together, so the judge must be gone when the engine starts."""
+    halves = ["trainer.gpus=0.4", "generators.gpus=0.6", "generators.gpu_memory_utilization=0.6"]
+    ray.shutdown()
+    ray.init(address="local", num_cpus=2, num_gpus=1, object_store_memory=MEMORY, **QUIET)
+    try:
+        small = [word for word in SMALL if not word.startswith("prune.")]
+        quick = ["rl.steps=1", "dpo.fresh_prompts=24", "eval.samples=1", "eval.pass_k=[1]", "eval.temperatures=[1.0]"]
+        settings = config(*small, *quick, *halves, "data.demonstrations.limit=60", "generators.start_timeout=300.0")
+        summary = run_all(settings, RunDir(tmp_path / "r", settings))
+        assert groups() == []
+    finally:
+        ray.shutdown()
+    found = json.loads(summary.read_text())
+    assert list(found["stages"]) == ["base", "sft", "rl", "dpo"]
+    assert found["sft"]["rows_in"] == 60
+    assert found["rl"]["steps"] == 1
+
+
+def test_a_cluster_without_gpus_has_no_placement_group() -> None:
+    ray.shutdown()
+    ray.init(address="local", num_cpus=2, num_gpus=0, object_store_memory=MEMORY, **QUIET)
+    try:
+        with Cluster(config(), ROLES["run"]) as cluster:
+            for _, _, seat in cluster.placement.seats():
+                assert ray.get(cluster.actor(Dummy, seat=seat).given.remote(), timeout=60) == ([], 0, [])
+            assert groups() == []
+    finally:
+        ray.shutdown()
+
+
+# ----------------------------------------------------------------------------------------------- at last: other nodes
+
+
+@pytest.fixture(scope="module")
 def two_nodes() -> Iterator[str]:
     """A driver on a node without GPUs, and a node with two; gives the id of the latter."""
     ray.shutdown()
@@ -195,54 +283,3 @@ def test_weights_are_deleted_on_every_node(two_nodes: str, tmp_path: Path, monke
     nodes = (node_id(), two_nodes)
     found = {path.name for path in tmp_path.glob("posttrain-*")}
     assert found == {f"{path.name} {node}" for path in paths for node in nodes}
-
-
-# --------------------------------------------------------------------------------------------------------- real stages
-
-
-@pytest.mark.slow
-def test_every_stage_runs_on_one_gpu(tmp_path: Path) -> None:
-    """Judge and engine do not fit on it together, so the judge must be gone when the engine starts."""
-    halves = ["trainer.gpus=0.4", "generators.gpus=0.6", "generators.gpu_memory_utilization=0.6"]
-    ray.shutdown()
-    ray.init(address="local", num_cpus=2, num_gpus=1, object_store_memory=MEMORY, **QUIET)
-    try:
-        small = [word for word in SMALL if not word.startswith("prune.")]
-        quick = ["rl.steps=1", "dpo.fresh_prompts=24", "eval.samples=1", "eval.pass_k=[1]", "eval.temperatures=[1.0]"]
-        settings = config(*small, *quick, *halves, "data.demonstrations.limit=60", "generators.start_timeout=300.0")
-        summary = run_all(settings, RunDir(tmp_path / "r", settings))
-        assert groups() == []
-    finally:
-        ray.shutdown()
-    found = json.loads(summary.read_text())
-    assert list(found["stages"]) == ["base", "sft", "rl", "dpo"]
-    assert found["sft"]["rows_in"] == 60
-    assert found["rl"]["steps"] == 1
-
-
-def test_ranks_meet_and_end_in_their_bundles(tmp_path: Path) -> None:
-    ray.shutdown()
-    ray.init(address="local", num_cpus=2, num_gpus=3, object_store_memory=MEMORY, **QUIET)
-    try:
-        settings = config("trainer.ranks=2", "generators.count=1")
-        base = resolve_model("tiny:base")
-        with Cluster(settings, ROLES["rl"]) as cluster:
-            trainer = TrainerRanks(cluster, base, base)
-            run(trainer.ready(120))
-            run(trainer.publish(str(tmp_path / "w.safetensors")))
-            trainer.end()
-            assert (tmp_path / "w.safetensors").stat().st_size > 10**6
-    finally:
-        ray.shutdown()
-
-
-def test_a_cluster_without_gpus_has_no_placement_group() -> None:
-    ray.shutdown()
-    ray.init(address="local", num_cpus=2, num_gpus=0, object_store_memory=MEMORY, **QUIET)
-    try:
-        with Cluster(config(), ROLES["run"]) as cluster:
-            for _, _, seat in cluster.placement.seats():
-                assert ray.get(cluster.actor(Dummy, seat=seat).given.remote(), timeout=60) == ([], 0, [])
-            assert groups() == []
-    finally:
-        ray.shutdown()

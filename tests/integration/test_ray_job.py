@@ -125,9 +125,11 @@ def test_any_other_address_is_attached_to(head: Head, tmp_path: Path) -> None:
     assert "tiny:base: pass@1 " in ended.err
     assert (tmp_path / "report.json").is_file()
     assert head.process.poll() is None
-    generators = ["ray::Generator" in name for name in session(head.process.pid)]
-    assert generators
-    assert not any(generators)  # what was attached has ended, the cluster has not
+    end = time.monotonic() + 20  # what was attached ends in a moment, the cluster does not
+    while "ray::Generator" in (names := " ".join(session(head.process.pid))):
+        assert time.monotonic() < end, names
+        time.sleep(0.1)
+    assert "ray" in names
 
 
 def session(pid: int) -> list[str]:
@@ -151,5 +153,6 @@ def test_an_address_where_nobody_answers_is_one_line(tmp_path: Path, kind: str) 
     (port,) = free_ports(1)
     address = f"http://127.0.0.1:{port}" if kind == "http" else f"127.0.0.1:{port}"
     words = SFT if kind == "http" else ["eval", "tiny:base"]
-    line = posttrain(*words, cwd=tmp_path, env={"RAY_ADDRESS": address}, code=2).line()
+    env = {"RAY_ADDRESS": address, "RAY_NUM_REDIS_GET_RETRIES": "1"}  # Ray's own, a second each
+    line = posttrain(*words, cwd=tmp_path, env=env, code=2).line()
     assert line.startswith(f"RAY_ADDRESS={address}: cannot ")

@@ -26,6 +26,7 @@ from posttrain.workers import RayWorkers
 from rollouts.generator import Request
 from rollouts.renderer import Renderer
 from rollouts.types import Prompt, Sampling
+from tests.integration.engines import begun
 from tests.integration.store_group import MEMORY, StoreGenerator, StoreTrainer
 
 BASE = resolve_model("tiny:base")
@@ -49,7 +50,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayWorkers]:
     )
     patch = pytest.MonkeyPatch()
     patch.setattr(cluster_module, "Generator", StoreGenerator)
-    patch.setattr(workers_module, "ALIVE_SECONDS", 10)
+    patch.setattr(workers_module, "ALIVE_SECONDS", 5)
     patch.setattr(trainer_ranks, "PolicyTrainer", StoreTrainer)
     with patch.context(), Cluster(config) as cluster:
         folder = tmp_path_factory.mktemp("rl")
@@ -93,9 +94,10 @@ def test_a_broadcast_reaches_every_engine_and_leaves_no_file(workers: RayWorkers
 def test_requests_go_on_over_an_update(workers: RayWorkers) -> None:
     async def both() -> list[Any]:
         tokens = workers._renderer.prompt_tokens(PROMPTS[0].messages)
-        requests = [Request(tokens, Sampling(max_tokens=400, temperature=1.0), 8, seed=seed) for seed in range(16)]
+        sampling = Sampling(max_tokens=400, temperature=1.0)
+        requests = [Request(tokens, sampling, 8, seed=seed, draw_id=seed) for seed in range(16)]
         calls = [actor.generate_all.remote(requests) for actor in actors(workers)]
-        await asyncio.sleep(0.1)
+        await asyncio.gather(*(begun(actor, 16) for actor in actors(workers)))
         await workers.update_weights(2)
         return [await call for call in calls]
 

@@ -112,7 +112,7 @@ def test_the_report() -> None:
         for name, more in (("a", 0.0), ("b", 0.01))
     }
     found = report.numbers(candidates, decisions, by_judge, [0.1, 0.2, 0.9, 0.3, 0.8, 1.0, None])
-    assert found["rows"], found["kept"] == (7, 3)
+    assert (found["rows"], found["kept"]) == (7, 3)
     assert found["not_judged"] == 1
     assert found["capabilities"]["math"]["scores"] == [1, 1, 0, 0, 1, 0, 1, 0, 1, 1]
     assert found["agreement_of_judges"] > 0.99

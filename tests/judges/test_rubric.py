@@ -77,6 +77,9 @@ def test_a_models_failure_is_no_score(server: Server) -> None:
 
 def test_a_model_that_hangs_is_no_score_and_not_waited_for(server: Server) -> None:
     server.scripts = {"slow": ["hang"], "good": [(200, completion("5"))]}
+    endpoint_grades(Endpoint(server.url, "m"), "{response}", 60)(
+        [[{"role": "assistant", "content": "good"}]]
+    )  # imports
     grades = endpoint_grades(Endpoint(server.url, "m", concurrency=1), "{response}", 0.5)
     found = grades([[{"role": "assistant", "content": word}] for word in ("good", "slow", "slow")])
     assert found[0] == 0.5

@@ -23,8 +23,7 @@ ROOT = Path(__file__).parents[2]
     scope="module", params=["", "namespaces", "landlock"], ids=lambda part: f"without-{part}" if part else "all"
 )
 def worker(request: pytest.FixtureRequest) -> Iterator[CodeWorker]:
-    without = [] if request.param == "nothing" else [request.param]
-    with CodeWorker(cpu_seconds=CPU, wall_seconds=WALL, without=without) as running:
+    with CodeWorker(cpu_seconds=CPU, wall_seconds=WALL, without=[request.param]) as running:
         yield running
 
 
@@ -53,18 +52,20 @@ def test_the_corpus_is_large_enough() -> None:
 def test_no_hostile_program_escapes(worker: CodeWorker, listener: socket.socket, canary: Path) -> None:
     port, escaped, late = listener.getsockname()[1], [], []
     sentinel = subprocess.Popen(["sleep", "1000"], user=65534 if os.getuid() == 0 else None)
-    for name, program in SCRIPTS.items():
-        text = program.replace("CANARY", str(canary)).replace("PORT", str(port)).replace("PROJECT", str(ROOT))
-        start = time.monotonic()
-        (result,) = worker.run_script(text, [""])
-        if time.monotonic() - start > WALL + 1:
-            late.append((name, time.monotonic() - start))
-        if "ESCAPED" in str(result):
-            escaped.append(name)
-        assert worker.run("x", [1]) == [Result(1)], name
-    alive = sentinel.poll() is None
-    sentinel.kill()
-    sentinel.wait()
+    try:
+        for name, program in SCRIPTS.items():
+            text = program.replace("CANARY", str(canary)).replace("PORT", str(port)).replace("PROJECT", str(ROOT))
+            start = time.monotonic()
+            (result,) = worker.run_script(text, [""])
+            if time.monotonic() - start > WALL + 1:
+                late.append((name, time.monotonic() - start))
+            if "ESCAPED" in str(result):
+                escaped.append(name)
+            assert worker.run("x", [1]) == [Result(1)], name
+        alive = sentinel.poll() is None
+    finally:
+        sentinel.kill()
+        sentinel.wait()
     assert not escaped
     assert not late
     assert alive
@@ -207,7 +208,7 @@ def test_a_good_program_passes(name: str) -> None:
     assert WORKER.test(program, tests.splitlines()[:1] if "\n" not in tests else tests) == ""
 
 
-WORKER = CodeWorker(cpu_seconds=CPU, wall_seconds=WALL)
+WORKER = CodeWorker(cpu_seconds=CPU)
 
 
 def test_single_statements_are_counted() -> None:

@@ -176,7 +176,7 @@ def test_a_wrong_reward_ends_scoring_at_once() -> None:
 
     def wrong(question: Prompt, rollouts: Sequence[Rollout]) -> list[Score]:
         asked.append(question)
-        time.sleep(0.01)
+        time.sleep(0.1)
         raise ConfigError("no such thing")
 
     with pytest.raises(ConfigError, match="no such thing"):

@@ -155,4 +155,6 @@ async def test_a_preference_makes_a_pair_of_two_right_answers_and_a_tie_none() -
     assert sorted((pair.prompt.prompt_id, pair.chosen, pair.rejected, pair.reason) for pair in pairs) == [
         (name, "<ans>85</ans>", f"{name} <ans>85</ans>", "preferred") for name in "ab"
     ]
+    asked.clear()
     assert len(await preferred(samples, compare, 1, 0)) <= 1
+    assert asked

@@ -1,6 +1,7 @@
 """One optimizer step of the policy, on the tiny base model."""
 
 import functools
+import itertools
 import json
 import random
 from dataclasses import replace
@@ -82,13 +83,15 @@ def test_how_tokens_are_laid_out_does_not_change_the_step(settings: dict[str, ob
         assert (parameter - other).abs().mean() < 1e-6
 
 
-@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
-def test_every_algorithm_makes_a_step_of_its_own(algorithm: str) -> None:
-    metrics, parameters = stepped(algorithm=algorithm, sampling={"max_tokens": 20})
-    _, others = plain()
-    assert metrics.grad_norm > 0
-    differs = any(not torch.equal(parameter, other) for parameter, other in zip(parameters, others, strict=True))
-    assert differs
+def test_every_algorithm_makes_a_step_of_its_own() -> None:
+    made = {name: stepped(algorithm=name, sampling={"max_tokens": 20}) for name in ALGORITHMS} | {"plain": plain()}
+    assert all(metrics.grad_norm > 0 for metrics, _ in made.values())
+    same = {
+        (one, other)
+        for (one, (_, mine)), (other, (_, its)) in itertools.combinations(made.items(), 2)
+        if all(torch.equal(parameter, another) for parameter, another in zip(mine, its, strict=True))
+    }
+    assert same == {("cispo", "aipo")}  # which differ by a lower clip that the one may have
 
 
 @pytest.mark.parametrize("correction", list(CORRECTIONS))

@@ -1,12 +1,14 @@
 """Which transport fits the devices, and what vLLM is told; the transports at work are tested in tests/integration."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ray.exceptions import GetTimeoutError, RayActorError
 from transformers import AutoModelForCausalLM
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCWeightTransferInitInfo
 from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo, worker_init_payload
@@ -129,13 +131,10 @@ class Call:
 
 
 class Engine:
-    def __init__(self, fails: bool = False) -> None:
+    def __init__(self) -> None:
         self.calls: list[Any] = []
-        self.fails = fails
 
     def __getattr__(self, name: str) -> Call:
-        if self.fails:
-            raise EngineError("dead")
         return Call(name, self.calls)
 
 
@@ -181,15 +180,30 @@ def test_the_longest_pause_counts_and_the_version_is_told(answers: None) -> None
     assert client.pause == 1.5
 
 
-def test_after_a_failure_nothing_more_is_asked_and_the_group_is_left(answers: None) -> None:
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RayActorError(), "while the trainer asked the engines to start a weight update: The actor experienced"),
+        (EngineError("dead"), "while the trainer asked the engines to start a weight update: dead"),
+        (GetTimeoutError(), "waited 5 s for the engines to start a weight update"),
+    ],
+    ids=["dead", "failed", "late"],
+)
+def test_after_a_failure_nothing_more_is_asked_and_the_group_is_left(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    def fails(calls: Sequence[Any], timeout: float) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.get", fails)
     living = Engine()
-    client = Engines("nccl", [living, Engine(fails=True)], [1, 1], 5)
+    client = Engines("nccl", [living, Engine()], [1, 1], 5)
     left: list[bool] = []
     client.broken = lambda: left.append(True)
     client.start_weight_update()
     client.update_weights({})
     client.finish_weight_update()
-    assert str(client.failure) == "while the trainer asked the engines to start a weight update: dead"
+    assert str(client.failure).startswith(line)
     assert left == [True]
     assert [name for name, *_ in living.calls] == ["start_weight_update"]
 
