@@ -227,6 +227,7 @@ def test_no_checkpoint_waits_for_a_conversation_to_end(workers: Watched) -> None
             await asyncio.sleep(0)
             if workers.requests:
                 break
+        assert workers.requests
         await asyncio.sleep(0)  # now the engine has been given it
         (group,) = await workers.under_way([0])
         await making
