@@ -13,8 +13,9 @@ class Curriculum:
     Example: `Curriculum(band_start=(0.4, 0.8), band_end=(0.2, 0.4), steps=100).band(50)` is (0.3, 0.6)
     """
 
-    band_start: Sequence[float] = (0.4, 0.8)
-    band_end: Sequence[float] = (0.15, 0.5)
+    band_start: Sequence[float] = (0.2, 0.95)
+    band_end: Sequence[float] = (0.05, 0.95)
+    novelty: float = 0.5
     explore_until: float = 0.2
     easy_floor: float = 0.05
     retest_share: float = 0.03

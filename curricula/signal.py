@@ -45,8 +45,10 @@ class Signal(Uniform):
     candidates from it and a few that were never drawn. For each a few pass rates p are drawn from its posterior
     (Thompson sampling), and the one with the highest mean signal, less the further p is outside of the band, wins. So
     prompts never drawn are explored as far as others of their kind give hope, and early in the run also on luck, since
-    what is found then pays for longest. Fixed shares of the draws go to easy prompts, against forgetting and growing
-    length, and to retired ones that are due. Each re-test that changes nothing doubles the time to the next one.
+    what is found then pays for longest. Groups that a prompt had count against it: one more of them teaches less than
+    one of a new prompt that is as likely to be mixed. Fixed shares of the draws go to easy prompts, against forgetting
+    and growing length, and to retired ones that are due. Each re-test that changes nothing doubles the time to the next
+    one.
     """
 
     sets_each = DUE + 1
@@ -169,12 +171,14 @@ class Signal(Uniform):
         return found
 
     def _values(self, rows: np.ndarray, draws: int, low: float, high: float) -> np.ndarray:
-        """What a draw of each of `rows` is worth, by the mean over so many pass rates of its posterior: as `rows`."""
+        """What a draw of each of `rows` is worth, by the mean over so many pass rates of its posterior, and by the
+        groups that it had: as `rows`.
+        """
         rates = self.stats.sample(rows.ravel(), self.version, self._rng, draws).reshape(*rows.shape, draws)
         size = self.stats.group_size
         outside = np.maximum(np.maximum(low - rates, rates - high), 0) / SOFTNESS
         values: np.ndarray = ((1 - rates**size - (1 - rates) ** size) * np.exp(-(outside**2))).mean(axis=-1)
-        return values
+        return values * (1 + self.stats.attempts_P[rows] / size) ** -self.curriculum.novelty
 
     def _shares(self, sets: Sequence[array[int]], low: float, high: float) -> np.ndarray:
         """Of the active buckets that are not empty: how many of their prompts are probably in the band, as shares.

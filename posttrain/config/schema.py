@@ -468,10 +468,13 @@ class SamplingConfig(Section):
 class CurriculumConfig(Section):
     """Which prompts RL's selection prefers."""
 
-    band_start: list[float] = Field(default_factory=lambda: [0.4, 0.8], min_length=2, max_length=2)
+    band_start: list[float] = Field(default_factory=lambda: [0.2, 0.95], min_length=2, max_length=2)
     """Lowest and highest pass rate that `signal` aims at, at the first step."""
-    band_end: list[float] = Field(default_factory=lambda: [0.15, 0.5], min_length=2, max_length=2)
+    band_end: list[float] = Field(default_factory=lambda: [0.05, 0.95], min_length=2, max_length=2)
     """The same at the last step; in between the band moves evenly. Lower rates are harder prompts."""
+    novelty: float = Field(default=0.5, ge=0)
+    """How much `signal` prefers prompts that it drew seldom: after n groups a prompt is worth (1 + n)^-novelty of what
+    a new one is. 0: those likeliest to teach are drawn again and again, and the policy sees few different ones."""
     explore_until: float = Field(default=0.2, ge=0, le=1)
     """Share of the run, from its start, in which `signal` tries more prompts that were never drawn: what is found then
     teaches for longest."""

@@ -241,11 +241,25 @@ def test_unseen_prompts_are_explored_as_far_as_their_kind_gives_hope() -> None:
     assert new[1] >= 10
 
 
+@pytest.mark.parametrize(("novelty", "least", "most"), [(0.0, 0.0, 0.5), (0.5, 0.9, 1.0)])
+def test_of_prompts_that_teach_alike_those_drawn_seldom_come_first(novelty: float, least: float, most: float) -> None:
+    sampler = PromptSampler(prompts(math=120), "signal", 8, 0, Curriculum(novelty=novelty, easy_floor=0))
+    for row in range(120):
+        teach(sampler, row, [4] * (10 if row % 2 else 60))
+    seldom = []
+    for _ in range(300):
+        row = sampler.draw("math", 0)
+        seldom.append(row % 2)
+        sampler.observe(row, None, 0)
+    assert least <= float(np.mean(seldom)) <= most
+
+
 def test_luck_counts_early_only() -> None:
     """One prompt in ten of those never drawn is of use: beside a hundred that are, they are drawn while it pays."""
+    curriculum = Curriculum(steps=200, band_start=(0.4, 0.8), band_end=(0.15, 0.5), novelty=0)
     drawn = []
     for version in (0, 100):
-        sampler = PromptSampler(prompts(math=400), "signal", 8, 0, Curriculum(steps=200))
+        sampler = PromptSampler(prompts(math=400), "signal", 8, 0, curriculum)
         for row in range(200):
             teach(sampler, row, [4] if row < 20 else [8 * (row % 2)])  # what unseen prompts are like
         for row in range(200, 300):
@@ -424,7 +438,7 @@ def test_a_state_that_is_missing_or_damaged_is_an_error(tmp_path: Path) -> None:
 
 def test_the_configuration_has_the_same_defaults() -> None:
     section = Curriculum(**CurriculumConfig().model_dump())
-    assert section == Curriculum(band_start=[0.4, 0.8], band_end=[0.15, 0.5])
+    assert section == Curriculum(band_start=[0.2, 0.95], band_end=[0.05, 0.95])
     assert tuple(section.band_start) == Curriculum().band_start
     assert tuple(section.band_end) == Curriculum().band_end
 

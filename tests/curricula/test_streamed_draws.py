@@ -231,7 +231,7 @@ def scan(count: int) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_prompts_have_their_scan_when_they_take_a_row_and_only_once(selection: str, tmp_path: Path) -> None:
-    one, known = sampler(selection, 24), scan(70)
+    one, known = sampler(selection, 24), scan(120)
     one.observe_scan(known)
     drawn = Counter(draw(one, range(3)))
     one.save(tmp_path)
@@ -243,8 +243,8 @@ def test_prompts_have_their_scan_when_they_take_a_row_and_only_once(selection: s
     drawn.update(later)
     for each in (one, other):
         numbers = [asked(prompt) for prompt in each.prompts]
-        assert sum(24 <= number < 70 for number in numbers) > 4
-        assert each.stats.attempts_P.tolist() == [16 * (number < 70) + 8 * drawn[number] for number in numbers]
+        assert sum(24 <= number < 120 for number in numbers) > 4
+        assert each.stats.attempts_P.tolist() == [16 * (number < 120) + 8 * drawn[number] for number in numbers]
 
 
 def test_what_is_hopeless_by_a_scan_leaves_at_once_and_of_the_rest_one_for_each_draw() -> None:
