@@ -15,7 +15,7 @@ class Curriculum:
 
     band_start: Sequence[float] = (0.2, 0.95)
     band_end: Sequence[float] = (0.05, 0.95)
-    novelty: float = 0.5
+    novelty: float = 1.0
     explore_until: float = 0.2
     easy_floor: float = 0.05
     retest_share: float = 0.03

@@ -472,7 +472,7 @@ class CurriculumConfig(Section):
     """Lowest and highest pass rate that `signal` aims at, at the first step."""
     band_end: list[float] = Field(default_factory=lambda: [0.05, 0.95], min_length=2, max_length=2)
     """The same at the last step; in between the band moves evenly. Lower rates are harder prompts."""
-    novelty: float = Field(default=0.5, ge=0)
+    novelty: float = Field(default=1.0, ge=0)
     """How much `signal` prefers prompts that it drew seldom: after n groups a prompt is worth (1 + n)^-novelty of what
     a new one is. 0: those likeliest to teach are drawn again and again, and the policy sees few different ones."""
     explore_until: float = Field(default=0.2, ge=0, le=1)

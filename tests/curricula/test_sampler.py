@@ -241,7 +241,7 @@ def test_unseen_prompts_are_explored_as_far_as_their_kind_gives_hope() -> None:
     assert new[1] >= 10
 
 
-@pytest.mark.parametrize(("novelty", "least", "most"), [(0.0, 0.0, 0.5), (0.5, 0.9, 1.0)])
+@pytest.mark.parametrize(("novelty", "least", "most"), [(0.0, 0.0, 0.5), (1.0, 0.9, 1.0)])
 def test_of_prompts_that_teach_alike_those_drawn_seldom_come_first(novelty: float, least: float, most: float) -> None:
     sampler = PromptSampler(prompts(math=120), "signal", 8, 0, Curriculum(novelty=novelty, easy_floor=0))
     for row in range(120):
