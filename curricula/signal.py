@@ -19,7 +19,14 @@ CANDIDATES = 6
 DRAWS = 4
 """Pass rates drawn for each candidate. One alone lets those win that least is known of, where there are many."""
 UNSEEN_CANDIDATES = 2
-"""Prompts never drawn that compete with them; early in the run `DRAWS` times as many, by one pass rate each."""
+"""Prompts never drawn that compete with the best of them."""
+UNSEEN_DRAWS = 32
+"""Pass rates drawn for each of those. With few, the best of a set of mostly useless prompts looks good by luck."""
+LUCKY_CANDIDATES = 8
+"""Prompts never drawn that compete early in the run, by one pass rate each: by luck."""
+STILL_WORTH = 0.25
+"""Against prompts never drawn, others are worth at least so much of a new one, however many groups they had. Without
+this, a set of mostly useless prompts is searched to its end for the few that are left."""
 SOFTNESS = 0.1
 """How far outside of the band a pass rate's value falls to exp(-1)."""
 RETIRE, RETURN = 0.35, 0.5
@@ -159,26 +166,29 @@ class Signal(Uniform):
         known = [_some(sets[number], (self._ahead, CANDIDATES), self._rng) for number in ACTIVE if sets[number]]
         if known:
             chosen = self._rng.choice(len(known), size=self._ahead, p=self._shares(sets, low, high))
-            rows.append(np.stack(known)[chosen, np.arange(self._ahead)])
-            values.append(self._values(rows[0], DRAWS, low, high))
+            best, worth = self._best(np.stack(known)[chosen, np.arange(self._ahead)], DRAWS, low, high)
+            rows.append(best)
+            values.append(worth)
         if sets[UNSEEN]:
             early = self.version < self.curriculum.explore_until * self.curriculum.steps
-            each = 1 if early else DRAWS
-            rows.append(_some(sets[UNSEEN], (self._ahead, UNSEEN_CANDIDATES * DRAWS // each), self._rng))
-            values.append(self._values(rows[-1], each, low, high))
-        best = np.concatenate(values, axis=1).argmax(axis=1)
-        found: list[int] = np.concatenate(rows, axis=1)[np.arange(self._ahead), best].tolist()
+            candidates, draws = (LUCKY_CANDIDATES, 1) if early else (UNSEEN_CANDIDATES, UNSEEN_DRAWS)
+            best, worth = self._best(_some(sets[UNSEEN], (self._ahead, candidates), self._rng), draws, low, high)
+            rows.append(best)
+            values.append(worth)
+        found: list[int] = np.choose(np.argmax(values, axis=0), rows).tolist()
         return found
 
-    def _values(self, rows: np.ndarray, draws: int, low: float, high: float) -> np.ndarray:
-        """What a draw of each of `rows` is worth, by the mean over so many pass rates of its posterior, and by the
-        groups that it had: as `rows`.
+    def _best(self, rows: np.ndarray, draws: int, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+        """Of each line of candidates [A, N] the one that is worth most, by the mean over so many pass rates of its
+        posterior and by the groups that it had, and what it is worth against prompts never drawn: each [A].
         """
         rates = self.stats.sample(rows.ravel(), self.version, self._rng, draws).reshape(*rows.shape, draws)
         size = self.stats.group_size
         outside = np.maximum(np.maximum(low - rates, rates - high), 0) / SOFTNESS
-        values: np.ndarray = ((1 - rates**size - (1 - rates) ** size) * np.exp(-(outside**2))).mean(axis=-1)
-        return values * (1 + self.stats.attempts_P[rows] / size) ** -self.curriculum.novelty
+        values = ((1 - rates**size - (1 - rates) ** size) * np.exp(-(outside**2))).mean(axis=-1)
+        discount = (1 + self.stats.attempts_P[rows] / size) ** -self.curriculum.novelty
+        best = np.arange(len(rows)), (values * discount).argmax(axis=1)
+        return rows[best], (values * np.maximum(discount, STILL_WORTH))[best]
 
     def _shares(self, sets: Sequence[array[int]], low: float, high: float) -> np.ndarray:
         """Of the active buckets that are not empty: how many of their prompts are probably in the band, as shares.

@@ -474,7 +474,8 @@ class CurriculumConfig(Section):
     """The same at the last step; in between the band moves evenly. Lower rates are harder prompts."""
     novelty: float = Field(default=1.0, ge=0)
     """How much `signal` prefers prompts that it drew seldom: after n groups a prompt is worth (1 + n)^-novelty of what
-    a new one is. 0: those likeliest to teach are drawn again and again, and the policy sees few different ones."""
+    a new one is, but against prompts never drawn at least a quarter. 0: those likeliest to teach are drawn again and
+    again, and the policy sees few different ones."""
     explore_until: float = Field(default=0.2, ge=0, le=1)
     """Share of the run, from its start, in which `signal` tries more prompts that were never drawn: what is found then
     teaches for longest."""
