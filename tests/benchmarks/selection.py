@@ -6,7 +6,7 @@ not see all of it. In all the policy gets better while it trains: every pass rat
 over the run. Counted after a fifth of the run, the warm-up. Beside it: how many groups each selection draws for one
 that is mixed, over the whole run, and the pass rate of the mixed ones early and late.
 
-Budget: two minutes on one core.
+Budget: a minute on one core.
 """
 
 from __future__ import annotations
